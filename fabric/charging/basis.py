@@ -91,17 +91,19 @@ def decimal(millionths: int) -> str:
 def _finding(weight: Weighed, references: dict[str, int]) -> Finding:
     basis = weight.basis
     if basis is None:
-        return _found(weight, None, "names no basis, so nobody can reckon it again")
+        return _found(weight, "names no basis, so nobody can reckon it again", holds=None)
     reference = basis.h100 or references.get(basis.unit)
     if reference is None:
         in_units = ", ".join(sorted(references)) or "no unit"
-        return _found(weight, False, f"is in {basis.unit}, and the {REFERENCE} in {in_units}: no basis that both have")
+        return _found(
+            weight, f"is in {basis.unit}, and the {REFERENCE} in {in_units}: no basis that both have", holds=False
+        )
     sum_ = f"{decimal(basis.value)} / {decimal(reference)} {basis.unit}, {basis.figure} ({basis.source})"
     if is_rounded(weight.ppm, value=basis.value, reference=reference):
-        return _found(weight, True, f"= {sum_}")
+        return _found(weight, f"= {sum_}", holds=True)
     due_ppm = half_even(basis.value * PPM, reference)
-    return _found(weight, False, f"is not {sum_}, which makes {decimal(due_ppm)}")
+    return _found(weight, f"is not {sum_}, which makes {decimal(due_ppm)}", holds=False)
 
 
-def _found(weight: Weighed, holds: bool | None, says: str) -> Finding:
+def _found(weight: Weighed, says: str, *, holds: bool | None) -> Finding:
     return Finding(accelerator=weight.accelerator, ppm=weight.ppm, holds=holds, says=says)

@@ -7,6 +7,7 @@ use in each band of the burn curve, and what part of it was estimated. For a cal
 
 import msgspec
 
+from fabric.charging.clockwork import Span
 from fabric.charging.packages import Tokens
 from fabric.units import Fraction
 
@@ -69,6 +70,10 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     reasoning_tokens: int = 0
     fraction: Fraction | None = None
     """Its device was such a part of one: times are of that part, and the charge is that part of a device's."""
+    spans: tuple[Span, ...] = ()
+    """Where its weight turned while it ran: all its time, each span rated by itself, and the record has no bands of its own. The
+    record's tariff version and weight are then those it ended with.
+    """
     covered: bool = False
     """Ran on the account's own dedicated lease, which has paid for it: charged 0."""
     packages: tuple[PackageUse, ...] = ()

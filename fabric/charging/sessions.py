@@ -2,14 +2,17 @@
 
 A session turns samples into charges and remembers what has become of them: charged, given back as lost work, or
 absorbed by the operator. It charges nothing twice, never more time than has passed by the gate's clock, and whatever
-nobody saw as f = 1. It keeps the weight and curve it was opened with. Does not know holds: whoever asks captures.
+nobody saw as f = 1. Its weight follows the clock: time is cut where another hour's weight, or other prices, begin. Does not
+know holds: whoever asks captures.
 """
 
+from collections.abc import Iterator
 from typing import Final, Self
 
 import msgspec
 
-from fabric.charging.burn import REFERENCE_PPM, BurnCurve
+from fabric.charging.burn import REFERENCE_PPM
+from fabric.charging.clockwork import Span, Terms
 from fabric.charging.rating import Meter, burn_per_s, worst_per_s
 from fabric.charging.records import Cdr
 from fabric.charging.rounding import half_even
@@ -40,6 +43,17 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     tariff_version: int
     started_at_us: int
     meter: Meter
+    """Of the span that isn't over."""
+    terms: tuple[Terms, ...] = ()
+    """What it weighs by the clock: what holds now first, then what begins later. () = always the same."""
+    spans: list[Span] = []
+    """Those that are over, oldest first."""
+    spans_uhs: int = 0
+    """What they were rated at, together."""
+    span_at_us: int = 0
+    """How much had been metered when the span that isn't over began, and"""
+    span_estimated_us: int = 0
+    """how much of that had been estimated."""
     seq: int = 0
     """The last sample that was charged."""
     metered_us: int = 0
@@ -67,13 +81,12 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         service: str,
         accelerator: str,
         devices: int,
-        weight_ppm: int,
-        tariff_version: int,
-        curve: BurnCurve,
+        terms: tuple[Terms, ...],
         started_at_us: int,
         fraction: Fraction | None = None,
     ) -> Self:
-        """A session that has charged nothing yet."""
+        """A session that has charged nothing yet; `terms` are those from its start on, then what is known to begin later."""
+        first = terms[0]
         return cls(
             account_id=account_id,
             job_id=job_id,
@@ -82,9 +95,10 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
             service=service,
             accelerator=accelerator,
             devices=devices,
-            tariff_version=tariff_version,
+            tariff_version=first.tariff_version,
             started_at_us=started_at_us,
-            meter=Meter(weight_ppm=weight_ppm, curve=curve, fraction=fraction),
+            meter=Meter(weight_ppm=first.weight_ppm(started_at_us), curve=first.curve, fraction=fraction),
+            terms=() if len(terms) == 1 == len(first.weights) else terms,
         )
 
     def extend(self, *, seq: int, window_us: int, busy_us: int, now_us: int, estimated: bool = False) -> int:
@@ -107,18 +121,93 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         if estimated:
             return self.gap(window_us=charged_us)
         busy_us = min(max(busy_us, 0), self.devices * window_us) * charged_us // window_us
-        due_uhs = self.meter.add(devices=self.devices, window_us=charged_us, busy_us=busy_us)
+        due_uhs = done_us = 0
+        for piece_us in self._pieces(charged_us):
+            done_us, before_us = done_us + piece_us, done_us
+            busy = busy_us * done_us // charged_us - busy_us * before_us // charged_us
+            due_uhs += self.meter.add(devices=self.devices, window_us=piece_us, busy_us=busy)
+            self.metered_us += piece_us
         self._note(charged_us, busy_us, due_uhs)
         return due_uhs
 
     def gap(self, *, window_us: int) -> int:
         """What time adds to the charge that nobody metered: it counts as f = 1, and as estimated."""
-        if window_us <= 0:
-            return 0
-        due_uhs = self.meter.estimate(devices=self.devices, window_us=window_us)
-        self.estimated_us += window_us
-        self._note(window_us, self.devices * window_us * REFERENCE_PPM // PPM, due_uhs)
+        due_uhs = 0
+        for piece_us in self._pieces(max(window_us, 0)):
+            due_uhs += self.meter.estimate(devices=self.devices, window_us=piece_us)
+            self.metered_us += piece_us
+            self.estimated_us += piece_us
+        if window_us > 0:
+            self._note(window_us, self.devices * window_us * REFERENCE_PPM // PPM, due_uhs)
         return due_uhs
+
+    def foresee(self, later: tuple[Terms, ...], *, now_us: int) -> None:
+        """Other prices begin later than now: these, in the order of their dates, in place of those that were known."""
+        known = self.terms or (
+            Terms(
+                since_us=self.started_at_us,
+                tariff_version=self.tariff_version,
+                curve=self.meter.curve,
+                weights=(self.meter.weight_ppm,),
+            ),
+        )
+        self.terms = (*(each for at, each in enumerate(known) if not at or each.since_us <= now_us), *later)
+
+    @property
+    def at_us(self) -> int:
+        """Up to when it is metered."""
+        return self.started_at_us + self.metered_us
+
+    def next_turn_us(self) -> int | None:
+        """When what it weighs turns next, after what is metered; None = never."""
+        if not self.terms:
+            return None
+        turn_us = self.terms[0].turn_us(self.at_us)
+        later_us = self.terms[1].since_us if len(self.terms) > 1 else None
+        return min((us for us in (turn_us, later_us) if us is not None), default=None)
+
+    def _pieces(self, window_us: int) -> Iterator[int]:
+        """The next so much time, cut where its weight turns; the meter is of each piece's weight while that is in hand."""
+        if not self.terms:
+            if window_us:
+                yield window_us
+            return
+        while window_us:
+            self._turn()
+            turn_us = self.next_turn_us()
+            piece_us = window_us if turn_us is None else min(window_us, turn_us - self.at_us)
+            window_us -= piece_us
+            yield piece_us
+
+    def _turn(self) -> None:
+        """Begin another span where another weight, curve or version holds from here on."""
+        at_us = self.at_us
+        while len(self.terms) > 1 and self.terms[1].since_us <= at_us:
+            self.terms = self.terms[1:]
+        now, meter = self.terms[0], self.meter
+        weight_ppm = now.weight_ppm(at_us)
+        if (weight_ppm, now.tariff_version, now.curve) == (meter.weight_ppm, self.tariff_version, meter.curve):
+            return
+        if self.metered_us > self.span_at_us:
+            self.spans.append(self._span())
+            self.spans_uhs += meter.rated_uhs
+            self.span_at_us, self.span_estimated_us = self.metered_us, self.estimated_us
+        self.tariff_version = now.tariff_version
+        self.meter = Meter(weight_ppm=weight_ppm, curve=now.curve, fraction=meter.fraction)
+
+    def _span(self) -> Span:
+        """The one that isn't over, as far as it is metered."""
+        return Span(
+            from_us=self.started_at_us + self.span_at_us,
+            until_us=self.at_us,
+            estimated_us=self.estimated_us - self.span_estimated_us,
+            tariff_version=self.tariff_version,
+            weight_ppm=self.meter.weight_ppm,
+            bands=self._bands(),
+        )
+
+    def _bands(self) -> tuple[tuple[int, int], ...]:
+        return tuple((band.device_us, band.busy_us) for band in self.meter.bands)
 
     def absorb(self, amount_uhs: int) -> None:
         """So much of what was charged could not be captured: the operator's loss, and off the customer's bill."""
@@ -157,7 +246,8 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
             estimated_us=self.estimated_us,
             tariff_version=self.tariff_version,
             weight_ppm=self.meter.weight_ppm,
-            bands=tuple((band.device_us, band.busy_us) for band in self.meter.bands),
+            bands=() if self.spans else self._bands(),
+            spans=(*self.spans, self._span()) if self.spans else (),
             charged_uhs=self.charged_uhs,
             refunded_uhs=self.refunded_uhs,
             absorbed_uhs=self.absorbed_uhs,
@@ -167,7 +257,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     @property
     def charged_uhs(self) -> int:
         """What the customer pays so far: all that was rated, less what was given back or absorbed."""
-        return self.meter.rated_uhs - self.refunded_uhs - self.absorbed_uhs
+        return self.spans_uhs + self.meter.rated_uhs - self.refunded_uhs - self.absorbed_uhs
 
     @property
     def lost_uhs(self) -> int:
@@ -176,9 +266,12 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def worst_uhs_per_s(self) -> int:
-        """What it burns at most in a second, by the weight and curve it was opened with; at least 1."""
+        """What it burns at most in a second, at any hour and by all prices that are known; at least 1."""
         meter = self.meter
-        return worst_per_s(self.devices, meter.weight_ppm, meter.curve.max_ppm, meter.fraction)
+        now = worst_per_s(self.devices, meter.weight_ppm, meter.curve.max_ppm, meter.fraction)
+        for terms in self.terms:
+            now = max(now, worst_per_s(self.devices, terms.peak_ppm, terms.curve.max_ppm, meter.fraction))
+        return now
 
     @property
     def burn_uhs_per_s(self) -> int:
@@ -199,7 +292,6 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         return half_even(busy_us * PPM, self.devices * window_us) if window_us else 0
 
     def _note(self, window_us: int, busy_us: int, due_uhs: int) -> None:
-        self.metered_us += window_us
         self.busy_us += busy_us
         self.recent.append(Window(window_us, busy_us, due_uhs))
         seen_us = sum(window.window_us for window in self.recent)

@@ -1,7 +1,7 @@
 """Tariffs: what a device of each type weighs in H100-equivalents, and how it burns.
 
 A weight may hold for one class of service, operator, tier or part of the day only; of those that match the most specific
-one counts. Tariffs are immutable and versioned: a lease keeps the weight and curve it was opened with.
+one counts. Tariffs are immutable and versioned; what a lease weighs as time goes on is in `clockwork`.
 """
 
 from typing import Final
@@ -14,8 +14,8 @@ from fabric.charging.rates import Rate
 from fabric.units import MICROS_PER_S
 
 HOURS_A_DAY: Final = 24
-_US_PER_MINUTE: Final = 60 * MICROS_PER_S
-_US_PER_HOUR: Final = 60 * _US_PER_MINUTE
+US_PER_MINUTE: Final = 60 * MICROS_PER_S
+US_PER_HOUR: Final = 60 * US_PER_MINUTE
 
 
 class Weight(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ class Tariffs(msgspec.Struct, frozen=True, kw_only=True):
 
         The line with the most restrictions counts; among equals operator goes before tier before service before hours.
         """
-        hour = (at_us + self.utc_offset_minutes * _US_PER_MINUTE) // _US_PER_HOUR % HOURS_A_DAY
+        hour = (at_us + self.utc_offset_minutes * US_PER_MINUTE) // US_PER_HOUR % HOURS_A_DAY
         best: Weight | None = None
         for weight in self.weights:
             if not weight.matches(accelerator, service=service, operator=operator, tier=tier, hour=hour):
@@ -80,6 +80,19 @@ class Tariffs(msgspec.Struct, frozen=True, kw_only=True):
             if best is None or _rank(weight) > _rank(best):
                 best = weight
         return None if best is None else best.ppm
+
+    def weights_by_hour(
+        self, accelerator: str, *, service: str, operator: str | None = None, tier: str | None = None
+    ) -> tuple[int, ...] | None:
+        """The weight in each hour of the tariff's day, None for an accelerator that has no price here."""
+        shift_us = self.utc_offset_minutes * US_PER_MINUTE
+        found = [
+            self.weight_ppm(
+                accelerator, service=service, operator=operator, tier=tier, at_us=hour * US_PER_HOUR - shift_us
+            )
+            for hour in range(HOURS_A_DAY)
+        ]
+        return tuple(ppm for ppm in found if ppm is not None) if None not in found else None
 
     @property
     def accelerators(self) -> tuple[str, ...]:

@@ -28,9 +28,15 @@ def check(
     """
     from fabric.config import price_checks  # noqa: PLC0415 - what reads price files is slow to import, and only needed here
 
-    found = price_checks.check_in_force(client().fetch(pb.PricesRequest())) if file is None else price_checks.check_file(file)
+    found = (
+        price_checks.check_in_force(client().fetch(pb.PricesRequest()))
+        if file is None
+        else price_checks.check_file(file)
+    )
     if as_json:
-        rows = [{"accelerator": each.accelerator, "ppm": each.ppm, "holds": each.holds, "says": each.says} for each in found]
+        rows = [
+            {"accelerator": each.accelerator, "ppm": each.ppm, "holds": each.holds, "says": each.says} for each in found
+        ]
         print_json(rows)
     else:
         for each in found:
@@ -40,5 +46,6 @@ def check(
     if wrong:
         names = ", ".join(dict.fromkeys(each.accelerator for each in wrong))
         raise InvalidRequest(
-            f"{len(wrong)} of {len(found)} weights aren't what their basis makes: correct {names}", code="weight_mismatch"
+            f"{len(wrong)} of {len(found)} weights aren't what their basis makes: correct {names}",
+            code="weight_mismatch",
         )

@@ -7,9 +7,10 @@ begins or ends.
 
 from typing import Final
 
+from fabric.charging.clockwork import Terms
 from fabric.charging.records import Cdr
 from fabric.charging.sessions import ChargingSession
-from fabric.gate import cadence, holds
+from fabric.gate import cadence, holds, mixture
 from fabric.gate.core import Core
 from fabric.gate.events import LeaseOutcome, Sample
 from fabric.gate.state import Job, LeaseRecord
@@ -30,11 +31,16 @@ def opened(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
         accelerator=record.lease.accelerator,
         devices=record.lease.devices,
         fraction=record.lease.fraction,
-        weight_ppm=record.weight_ppm,
-        tariff_version=core.tariffs.version,
-        curve=core.tariffs.curve,
+        terms=terms_of(core, job, record),
         started_at_us=core.now_us,
     )
+
+
+def terms_of(core: Core, job: Job, record: LeaseRecord) -> tuple[Terms, ...]:
+    """What a device of the lease weighs, by the clock, from now on."""
+    tier = core.state.accounts[job.account_id].plan
+    kinds = mixture.kinds(record.lease)
+    return (core.prices.terms(kinds, service=str(job.spec.service), tier=tier, since_us=core.now_us),)
 
 
 def charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:

@@ -55,6 +55,8 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "_varies_by_hour": FIXED,
         "_found": "the tariffs, by all that a weight depends on",
         "_dearest": "the tariffs, by all that a weight depends on",
+        "_terms": "the tariffs, by all that a weight depends on",
+        "_worst": "the tariffs, by all that a weight depends on",
         "accelerators": FIXED,
         "curve": FIXED,
     },

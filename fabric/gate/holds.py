@@ -30,10 +30,10 @@ def use_of(spec: JobSpec) -> Use:
 
 
 def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
-    """The most that the job can burn in so long on the dearest of the types it accepts."""
+    """The most that the job can burn in so long on the dearest of the types it accepts, at the dearest hour."""
     spec, prices = job.spec, core.prices
     plan = core.state.accounts[job.account_id].plan
-    weight_ppm = prices.dearest(spec.accelerators, service=spec.service, tier=plan, at_us=core.now_us)[1]
+    weight_ppm = prices.worst_ppm(spec.accelerators, service=spec.service, tier=plan)
     return hold_for(
         devices=spec.devices,
         duration_us=duration_us,

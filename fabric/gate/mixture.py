@@ -6,7 +6,7 @@ is one number in its record, which anybody can reckon again. What the mean leave
 
 from fabric.gate import holds
 from fabric.gate.core import Core
-from fabric.gate.instructions import Share
+from fabric.gate.instructions import Lease, Share
 from fabric.gate.state import Job
 from fabric.placement import Placed
 
@@ -31,3 +31,12 @@ def weight_ppm(core: Core, job: Job, placed: Placed) -> int:
     devices = [devices for _, devices in placed.shares]
     weights = [holds.weight_of(core, job, kind) for kind in placed.kinds]
     return sum(count * weight for count, weight in zip(devices, weights, strict=True)) // sum(devices)
+
+
+def kinds(lease: Lease) -> tuple[tuple[str, int], ...]:
+    """Its types, and how many devices it has of each."""
+    found: dict[str, int] = {}
+    for share in lease.shares:
+        kind = share.accelerator or lease.accelerator
+        found[kind] = found.get(kind, 0) + share.devices
+    return tuple(found.items())

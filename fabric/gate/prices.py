@@ -2,8 +2,11 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from fabric.charging.burn import BurnCurve
-from fabric.charging.tariffs import Tariffs
+from fabric.charging.clockwork import Terms, compact
+from fabric.charging.tariffs import HOURS_A_DAY, Tariffs
 
 _HOUR_US: Final = 3_600_000_000
 _KEPT: Final = 4096
@@ -12,13 +15,25 @@ _KEPT: Final = 4096
 class PriceList:
     """Weights as they were found before. Every type has a line without conditions, so none is ever without a price."""
 
-    __slots__ = ("_dearest", "_found", "_operator", "_tariffs", "_varies_by_hour", "accelerators", "curve")
+    __slots__ = (
+        "_dearest",
+        "_found",
+        "_operator",
+        "_tariffs",
+        "_terms",
+        "_varies_by_hour",
+        "_worst",
+        "accelerators",
+        "curve",
+    )
 
     def __init__(self, tariffs: Tariffs, *, operator: str) -> None:
         self._tariffs = tariffs
         self._operator = operator
         self._varies_by_hour = any(weight.hours is not None for weight in tariffs.weights)
         self._found: dict[tuple[str, str, str, int], int] = {}
+        self._terms: dict[tuple[tuple[tuple[str, int], ...], str, str], Terms] = {}
+        self._worst: dict[tuple[tuple[str, ...], str, str], int] = {}
         self._dearest: dict[tuple[tuple[str, ...], str, str, int], tuple[str, int]] = {}
         self.accelerators: dict[str, None] = dict.fromkeys(tariffs.accelerators)
         self.curve: BurnCurve = tariffs.curve
@@ -51,6 +66,44 @@ class PriceList:
             }
             name = max(weights, key=weights.__getitem__)
             found = self._dearest[key] = (name, weights[name])
+        return found
+
+    def terms(self, kinds: tuple[tuple[str, int], ...], *, service: str, tier: str, since_us: int) -> Terms:
+        """What a device of a lease weighs by the clock: of several types, each with its devices, the mean of all, rounded down."""
+        key = (kinds, service, tier)
+        found = self._terms.get(key)
+        if found is None:
+            if len(self._terms) > _KEPT:
+                self._terms.clear()
+            total = sum(devices for _, devices in kinds)
+            by_hour = [(self._by_hour(name, service=service, tier=tier), devices) for name, devices in kinds]
+            means = tuple(sum(of[hour] * devices for of, devices in by_hour) // total for hour in range(HOURS_A_DAY))
+            tariffs = self._tariffs
+            found = self._terms[key] = Terms(
+                since_us=0,
+                tariff_version=tariffs.version,
+                curve=tariffs.curve,
+                weights=compact(means),
+                utc_offset_minutes=tariffs.utc_offset_minutes,
+            )
+        return replace(found, since_us=since_us)
+
+    def worst_ppm(self, types: tuple[str, ...], *, service: str, tier: str) -> int:
+        """What a device of the heaviest of these types (() = of all) weighs at its dearest hour."""
+        key = (types, service, tier)
+        found = self._worst.get(key)
+        if found is None:
+            if len(self._worst) > _KEPT:
+                self._worst.clear()
+            hours = (self._by_hour(name, service=service, tier=tier) for name in types or self.accelerators)
+            found = self._worst[key] = max(max(of) for of in hours)
+        return found
+
+    def _by_hour(self, accelerator: str, *, service: str, tier: str) -> tuple[int, ...]:
+        if not self._varies_by_hour:
+            return (self.weight_ppm(accelerator, service=service, tier=tier, at_us=0),) * HOURS_A_DAY
+        found = self._tariffs.weights_by_hour(accelerator, service=service, operator=self._operator, tier=tier)
+        assert found is not None, f"{accelerator} has no price"
         return found
 
 

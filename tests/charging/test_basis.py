@@ -15,7 +15,9 @@ CONFIGS = Path(__file__).parents[2] / "cluster-configs"
 
 
 def basis(value, unit="fp16_dense_tflops", h100=None):
-    return Basis(unit=unit, figure=Figure.NOMINAL, value=value * 10**6, h100=h100 and h100 * 10**6, source="a data sheet")
+    return Basis(
+        unit=unit, figure=Figure.NOMINAL, value=value * 10**6, h100=h100 and h100 * 10**6, source="a data sheet"
+    )
 
 
 H100 = Weight(accelerator="H100", ppm=10**6, basis=basis(989))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.charging.burn import BurnCurve
+from fabric.charging.clockwork import Terms
 from fabric.charging.rating import Band, hold_for, total_uhs
 from fabric.charging.sessions import ChargingSession
 from fabric.units import PPM
@@ -23,9 +24,7 @@ def open_session(*, devices=2, weight_ppm=PPM, curve=None):
         service="training",
         accelerator="H100",
         devices=devices,
-        weight_ppm=weight_ppm,
-        tariff_version=7,
-        curve=curve or BurnCurve(),
+        terms=(Terms(since_us=0, tariff_version=7, curve=curve or BurnCurve(), weights=(weight_ppm,)),),
         started_at_us=STARTED,
     )
 

@@ -126,7 +126,10 @@ def test_prices_are_checked_line_by_line_and_a_wrong_weight_ends_with_2(house, o
     figure = "basis: {unit: fp16_dense_tflops, figure: nominal, value: %s, source: a sheet}"
     curve = 'curve: [{utilisation: 0, burn: "0.25"}, {utilisation: "0.80", burn: 1}, {utilisation: 1, burn: 1}]'
     lines = ["version: 1", "weights:", f"  - {{accelerator: H100, weight: 1, {figure % 989}}}", curve]
-    lines[3:3] = [f'  - {{accelerator: A100, weight: "0.315", {figure % 312}}}', '  - {accelerator: 910B, weight: "0.3"}']
+    lines[3:3] = [
+        f'  - {{accelerator: A100, weight: "0.315", {figure % 312}}}',
+        '  - {accelerator: 910B, weight: "0.3"}',
+    ]
     file.write_text("\n".join(lines))
     shown = operator("ops", "prices", "check", file).output
     assert [line.split()[:2] for line in shown.splitlines()] == [["holds", "H100"], ["holds", "A100"], ["910B", "0.3"]]

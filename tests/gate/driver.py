@@ -1,6 +1,7 @@
 """Hands events to a gate and checks what comes of each: transfers, charges, instructions, replay. Knows no rules."""
 
 from collections import defaultdict
+from fractions import Fraction
 from math import isqrt
 
 import msgspec
@@ -27,8 +28,9 @@ from fabric.gate.events import (
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
 from fabric.ledger.state import SETTLEMENT_WINDOW_US
+from fabric.units import PPM
 from tests.gate.oracle import Auditor, admits
-from tests.gate.oracle_runs import Meter, Outages, Tries
+from tests.gate.oracle_runs import HOUR, Meter, Outages, Tries
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
 ACCOUNTS = ("ada", "bob", "cyd")
@@ -69,7 +71,7 @@ class Driver(RuleBasedStateMachine):
         self.catalogue = CATALOGUE
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
         self.channel, self.references = "sandbox", {}
-        self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
+        self.meters, self.kinds, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
         self.tries = defaultdict(Tries)
         self.outages = defaultdict(Outages)
         self.devices, self.outstanding, self.leases, self.lost_every = {}, {}, [], {}
@@ -241,8 +243,8 @@ class Driver(RuleBasedStateMachine):
                 self.tries[job.job_id].unstarted = 0
                 self.meters[name] = Meter(
                     devices=job.spec.devices,
-                    weight_ppm=self.weights[name],
-                    curve=self.tariffs.curve,
+                    weight_at=self.weight_of(job, self.kinds[name], self.tariffs),
+                    curve_at=lambda _, curve=self.tariffs.curve: curve,
                     started=self.latest,
                 )
         return dues
@@ -319,7 +321,7 @@ class Driver(RuleBasedStateMachine):
         self.outstanding[lease.lease_id] = [instruction]
         self.devices[lease.lease_id] = {share.node_id: share.devices for share in lease.shares}
         kinds = [self.nodes[share.node_id][0] for share in lease.shares for _ in range(share.devices)]
-        self.weights[lease.lease_id] = sum(self.weight(job, kind) for kind in kinds) // len(kinds)
+        self.kinds[lease.lease_id] = kinds
         assert lease.accelerator == "+".join(dict.fromkeys(kinds))
         assert len(set(kinds)) == 1 or job.spec.mix == "islands" or set(kinds) <= {"H100", "A100"}
         for share in lease.shares:
@@ -337,16 +339,30 @@ class Driver(RuleBasedStateMachine):
     def covers(self, record, deadline_us):
         """What is held lasts until the deadline, however hard it burns."""
         meter, job = self.meters[record.lease.lease_id], self.state.jobs[record.lease.job_id]
-        worst = max(deadline_us - meter.started - meter.metered, 0) * meter.devices * meter.weight * meter.peak
+        at, worst = meter.started + meter.metered, Fraction(0)
+        while at < deadline_us:
+            until = min(deadline_us, at - at % HOUR + HOUR)
+            peak = Fraction(meter.curve_at(at).points[-1][1], PPM)
+            worst += (until - at) * meter.devices * Fraction(meter.weight_at(at), PPM) * peak
+            at = until
         assert worst <= job.held_uhs or deadline_us == self.latest
 
-    def weight(self, job, accelerator):
-        weight = self.tariffs.weight_ppm(
+    def weight_of(self, job, kinds, tariffs):
+        """What a device of a gang weighs at a time: the mean of all, rounded down."""
+
+        def at(at_us):
+            weights = [self.weight(job, kind, at_us, tariffs) for kind in kinds]
+            return sum(weights) // len(weights)
+
+        return at
+
+    def weight(self, job, accelerator, at_us, tariffs):
+        weight = tariffs.weight_ppm(
             accelerator,
             service=job.spec.service,
             operator="op",
             tier=self.state.accounts[job.account_id].plan,
-            at_us=self.latest,
+            at_us=at_us,
         )
         assert weight is not None
         return weight

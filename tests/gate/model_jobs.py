@@ -109,8 +109,9 @@ class JobRules(Driver):
             return wanted.limit_uhs
         plan = self.state.accounts[account].plan
         weight = max(
-            self.tariffs.weight_ppm(name, service=wanted.service, operator="op", tier=plan, at_us=self.latest)
+            self.tariffs.weight_ppm(name, service=wanted.service, operator="op", tier=plan, at_us=hour * 3_600 * S)
             for name in wanted.accelerators or self.tariffs.accelerators
+            for hour in range(24)
         )
         duration = max(QUANTUM_US, 2 * RENEW_BELOW * wanted.grace_us)
         worst = wanted.devices * duration * Fraction(weight * self.tariffs.curve.points[-1][1], 10**12)

@@ -6,18 +6,37 @@ from math import floor
 from fabric.units import PPM
 
 S = 1_000_000
+HOUR = 3_600 * S
 
 
 class Meter:
     """What one lease must be charged, in exact fractions, whatever the gate thinks."""
 
-    def __init__(self, *, devices, weight_ppm, curve, started):
-        self.devices, self.weight, self.points, self.started = devices, Fraction(weight_ppm, PPM), curve.points, started
-        self.total, self.seq, self.metered, self.rated = Fraction(0), 0, 0, 0
+    def __init__(self, *, devices, weight_at, curve_at, started):
+        self.devices, self.weight_at, self.curve_at, self.started = devices, weight_at, curve_at, started
+        self.done, self.span, self.last = 0, Fraction(0), None
+        self.seq, self.metered, self.rated = 0, 0, 0
         self.absorbed = self.refunded = self.durable = self.estimated = 0
         self.durable_at = 0
         self.most = None
         """How much of the time since its last save is given back at most."""
+
+    @property
+    def points(self):
+        return self.curve_at(self.started + self.metered).points
+
+    @property
+    def price(self):
+        """What it weighs and how it burns from where it is metered."""
+        at = self.started + self.metered
+        return Fraction(self.weight_at(at), PPM), self.points
+
+    def pieces(self, window):
+        """Time cut at each moment at which it may weigh something else: every whole hour is one."""
+        while window:
+            piece = min(window, HOUR - (self.started + self.metered) % HOUR)
+            yield piece
+            window -= piece
 
     def f(self, utilisation):
         for (left, low), (right, high) in zip(self.points, self.points[1:], strict=False):
@@ -37,22 +56,25 @@ class Meter:
         if sample.estimated:
             return self.gap(window)
         busy = min(max(sample.busy_us, 0), self.devices * sample.window_us) * window // sample.window_us
-        self.metered += window
-        return self._add(window * self.devices * self.f(Fraction(busy, self.devices * window)))
-
-    def gap(self, window):
-        self.metered += window
-        self.estimated += window
-        return self._add(Fraction(window * self.devices))
-
-    def _add(self, device_us):
-        self.total += device_us * self.weight
-        due, self.rated = round(self.total) - self.rated, round(self.total)
+        due = done = 0
+        for piece in self.pieces(window):
+            part = busy * (done + piece) // window - busy * done // window
+            done += piece
+            due += self._add(piece * self.devices * self.f(Fraction(part, self.devices * piece)), piece)
         return due
 
-    @property
-    def peak(self):
-        return Fraction(self.points[-1][1], PPM)
+    def gap(self, window):
+        self.estimated += window
+        return sum(self._add(Fraction(piece * self.devices), piece) for piece in self.pieces(window))
+
+    def _add(self, device_us, piece):
+        """Each span of one price is rounded by itself."""
+        if self.price != self.last:
+            self.done, self.span, self.last = self.done + round(self.span), Fraction(0), self.price
+        self.span += device_us * self.last[0]
+        self.metered += piece
+        due, self.rated = self.done + round(self.span) - self.rated, self.done + round(self.span)
+        return due
 
     def lost(self):
         """What is given back of what was charged since the last save."""

@@ -8,6 +8,8 @@ from typing import Any
 from .report import require
 
 _PPM = 1_000_000
+_MINUTE_US = 60_000_000
+_HOUR_US = 60 * _MINUTE_US
 
 
 class Leases:
@@ -34,12 +36,16 @@ class Leases:
             self._check(name, record)
 
     def _check(self, name: str, record: dict[str, Any]) -> None:
-        devices, bands = record["devices"], record.get("bands", [])
+        spans = _spans(record)
+        for span in spans:
+            _possible(name, record["devices"], span)
         metered, estimated = record["metered_us"], record["estimated_us"]
-        counters = [*(number for band in bands for number in band), metered, estimated, devices]
-        possible = min(counters) >= 0 and all(busy <= device for device, busy in bands)
-        possible = possible and sum(device for device, _ in bands) == devices * (metered - estimated)
-        require(possible, f"{name} has counters that can't be: {counters}")
+        turns = [record["started_at_us"], *(span["until_us"] for span in spans)]
+        follow = [span["from_us"] for span in spans] == turns[:-1] and turns[-1] - turns[0] == metered
+        require(
+            follow and sum(span["estimated_us"] for span in spans) == estimated,
+            f"{name} has spans that aren't all of its time, each once",
+        )
         part = record.get("fraction")
         require(part is None or 0 < part[0] < part[1], f"{name} is of a part of a device that can't be: {part}")
         asked = self.fractions.get((record["account_id"], record["job_id"]), part)
@@ -48,26 +54,68 @@ class Leases:
         require(metered <= ran, f"{name} is metered for {metered} µs and lasted {ran}")
         due = record["charged_uhs"] + record.get("refunded_uhs", 0) + record.get("absorbed_uhs", 0)
         require(0 <= record["charged_uhs"] <= due, f"{name} gives back more than it took")
-        in_force = self.tariffs.get(record["tariff_version"])
-        if in_force is None:
+        if any(span["tariff_version"] not in self.tariffs for span in spans):
             self.counts["charges that could not be reckoned again"] += 1
             return
-        kinds, weight = record["accelerator"].split("+"), record["weight_ppm"]
-        weights = [w["ppm"] for tariffs in in_force for w in tariffs["weights"] if w["accelerator"] in kinds]
+        made = {0}
+        for span in spans:
+            made = {so_far + uhs for so_far in made for uhs in self._made(name, record, span)}
+        require(due in made, f"{name} is charged {due} µHs, and its counters, rate and curve make {sorted(made)}")
+
+    def _made(self, name: str, record: dict[str, Any], span: dict[str, Any]) -> set[int]:
+        """What a span may come to, by the tariffs of its version."""
+        in_force = self.tariffs[span["tariff_version"]]
+        kinds, weight = record["accelerator"].split("+"), span["weight_ppm"]
+        weights = [
+            line["ppm"]
+            for tariffs in in_force
+            for line in tariffs["weights"]
+            if line["accelerator"] in kinds and _holds(line.get("hours"), tariffs.get("utc_offset_minutes", 0), span)
+        ]
         offered = weight in weights or (len(kinds) > 1 and weights and min(weights) <= weight <= max(weights))
         require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
-        made = sorted({_burned(record, tariffs["curve"]["points"]) for tariffs in in_force})
-        require(due in made, f"{name} is charged {due} µHs, and its counters, rate and curve make {made}")
+        return {_burned(record, span, tariffs["curve"]["points"]) for tariffs in in_force}
 
 
-def _burned(record: dict[str, Any], points: list[list[int]]) -> int:
+def _spans(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of its time that have one weight each: of a record that names none, all of it is one."""
+    if not record.get("spans"):
+        whole = {name: record[name] for name in ("estimated_us", "tariff_version", "weight_ppm")}
+        times = {"from_us": record["started_at_us"], "until_us": record["started_at_us"] + record["metered_us"]}
+        return [{"bands": record.get("bands", []), **times, **whole}]
+    require(not record.get("bands"), f"the record of lease {record['lease_id']} has bands beside its spans")
+    return [{"estimated_us": 0, "bands": [], **span} for span in record["spans"]]
+
+
+def _possible(name: str, devices: int, span: dict[str, Any]) -> None:
+    bands, metered = span["bands"], span["until_us"] - span["from_us"]
+    counters = [*(number for band in bands for number in band), metered, span["estimated_us"], devices]
+    possible = min(counters) >= 0 and all(busy <= device for device, busy in bands)
+    possible = possible and sum(device for device, _ in bands) == devices * (metered - span["estimated_us"])
+    require(possible, f"{name} has counters that can't be: {counters}")
+
+
+def _holds(hours: list[int] | None, offset_minutes: int, span: dict[str, Any]) -> bool:
+    """Whether a weight of some hours holds in all of a span's."""
+    if hours is None:
+        return True
+    first, last = (
+        (at + offset_minutes * _MINUTE_US) // _HOUR_US
+        for at in (span["from_us"], max(span["from_us"], span["until_us"] - 1))
+    )
+    start, end = hours
+    within = [start <= hour < end if start < end else hour >= start or hour < end for hour in range(24)]
+    return all(within[hour % 24] for hour in range(first, min(last, first + 23) + 1))
+
+
+def _burned(record: dict[str, Any], span: dict[str, Any], points: list[list[int]]) -> int:
     """Device-time × part × weight × f(utilisation), half-even once: f linear between the points, and 1 for what is unknown."""
-    bands, part = record.get("bands", []), record.get("fraction") or (1, 1)
+    bands, part = span["bands"], record.get("fraction") or (1, 1)
     require(len(bands) < len(points), "a record has more bands than its curve")
     scale = math.lcm(*(right[0] - left[0] for left, right in pairwise(points)))
-    total = record["estimated_us"] * record["devices"] * _PPM * scale
+    total = span["estimated_us"] * record["devices"] * _PPM * scale
     for (device, busy), (left, low), (right, high) in zip(bands, points, points[1:], strict=False):
         total += low * device * scale + (high - low) * (scale // (right - left)) * (busy * _PPM - left * device)
     whole: int = _PPM * _PPM * scale * part[1]
-    due, rest = divmod(int(record["weight_ppm"] * total * part[0]), whole)
+    due, rest = divmod(int(span["weight_ppm"] * total * part[0]), whole)
     return due + (2 * rest > whole or (2 * rest == whole and due % 2))
