@@ -16,13 +16,20 @@ from fabric.api.gate_port import GatePort
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.organisation_views import KeyView
 from fabric.gate.questions import KeyOf
-from fabric.gate.views import JobView, KeyView
+from fabric.gate.views import JobView
 from fabric.units import AccountId, KeyId
 from fabric.wire import hash_secret, parse_key
 
 REMEMBER_S: Final = 2.0
 _REMEMBERED_MAX: Final = 10_000
+_DEAD: Final = {
+    "revoked": "key {} was revoked: make another with `fabric keys create`",
+    "member_left": "key {} is of a member who has left: use one of your own",
+    "project_closed": "key {} is of a project that is closed: use one of another project",
+}
+"""Why a key will never count again (`KeyView.dead`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +169,10 @@ class KeyRing:
         secret_sha256 = key.secret_sha256 if key else ""
         if not (given and key and hmac.compare_digest(hash_secret(given.secret), secret_sha256)):
             raise Unauthenticated("this API key is not known here: check FABRIC_API_KEY", code="key_unknown")
-        if key.revoked:
+        if key.dead:
             raise Unauthenticated(
-                f"key {key.key_id} was revoked: make another with `fabric keys create`",
-                code="key_revoked",
+                _DEAD[key.dead].format(key.key_id),
+                code="key_revoked" if key.dead == "revoked" else key.dead,
                 key_id=key.key_id,
             )
         if key.expires_at_us is not None and key.expires_at_us <= self._clock.now_us():

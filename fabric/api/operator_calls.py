@@ -22,10 +22,10 @@ from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.events import ClosePeriod, Grant, NodeDrain, RecordPayment, VoidLot
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.organisation_views import KeyView
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage
 from fabric.gate.share_events import SetCohort, SetShare
-from fabric.gate.views import KeyView
 from fabric.units import PPM, AccountId, KeyId, NodeId
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import key_id_of

@@ -1,9 +1,14 @@
-"""Events of accounts and of who may act for them: customers, their keys."""
+"""Events of accounts and of who may act for them: customers, their organisations' projects and members, their keys.
+
+Whose organisation is meant is said by an account of it. An account that nobody has given one is an organisation of its own,
+whose one project is called like it.
+"""
 
 import msgspec
 
 from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.roles import Role
 from fabric.units import PPM, AccountId, KeyId
 
 
@@ -21,6 +26,8 @@ class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     """Its share of what others wait for too, against theirs. With a cohort, that one's weight counts."""
     cohort: str = ""
     """Who pays for it together with other accounts: the share is theirs together. "" = it is a payer of its own."""
+    organisation: AccountId = AccountId("")
+    """An account of the organisation whose wallet this is, one more; "" = it is an organisation of its own."""
     request_id: str = ""
 
 
@@ -43,6 +50,12 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     """What it may be used for; () = what such a key always had (`key_scopes.effective`)."""
     made_with: KeyId | None = None
     """The key of whoever asks: one that was revoked a moment ago makes no successor."""
+    project: str = ""
+    """Of the account's organisation: what is done with the key is the project's, and its wallet, the account, pays. "" = the
+    project that is called like the account.
+    """
+    member: str = ""
+    """Whose it is: it can do no more than that one's role, and is dead when that one has left. "" = nobody's."""
     request_id: str = ""
 
 
@@ -51,3 +64,61 @@ class RevokeKey(Event, frozen=True, kw_only=True, tag="revoke_key"):
     account_id: AccountId | None = None
     """Set for a tenant, who may revoke only its own keys."""
     request_id: str = ""
+
+
+class CreateProject(Event, frozen=True, kw_only=True, tag="create_project"):
+    """Work of an organisation that is paid from one wallet, and from no other, ever."""
+
+    account_id: AccountId
+    """Any account of the organisation."""
+    project: str
+    wallet: AccountId
+    """The account of the organisation that pays."""
+    name: str = ""
+    by_key: KeyId | None = None
+    """The key of whoever asks; None = an operator."""
+    request_id: str = ""
+
+
+class CloseProject(Event, frozen=True, kw_only=True, tag="close_project"):
+    """Its keys are dead from now on; what runs goes on."""
+
+    account_id: AccountId
+    project: str
+    by_key: KeyId | None = None
+    request_id: str = ""
+
+
+class AddMember(Event, frozen=True, kw_only=True, tag="add_member"):
+    """Somebody may have keys of the organisation, which can do what the role says. One who had left may come back."""
+
+    account_id: AccountId
+    member: str
+    role: Role
+    name: str = ""
+    by_key: KeyId | None = None
+    request_id: str = ""
+
+
+class SetRole(Event, frozen=True, kw_only=True, tag="set_role"):
+    """Another role for a member: all its keys can do that, and no more, from now on."""
+
+    account_id: AccountId
+    member: str
+    role: Role
+    by_key: KeyId | None = None
+    request_id: str = ""
+
+
+class RemoveMember(Event, frozen=True, kw_only=True, tag="remove_member"):
+    """A member leaves: its keys are dead, for good."""
+
+    account_id: AccountId
+    member: str
+    by_key: KeyId | None = None
+    request_id: str = ""
+
+
+AnyAccountEvent = (
+    OpenAccount | CreateKey | RevokeKey | CreateProject | CloseProject | AddMember | SetRole | RemoveMember
+)

@@ -17,6 +17,7 @@ from fabric.gate import (
     history,
     holds,
     jobs,
+    key_views,
     keys,
     listing,
     offers,
@@ -48,6 +49,7 @@ from fabric.gate.questions import (
     NodesOf,
     NoticesOf,
     OpenUsageOf,
+    OrganisationOf,
     PaymentsOf,
     PolicyOf,
     Prices,
@@ -61,12 +63,11 @@ from fabric.gate.questions import (
     SuspenseOf,
     WhyOf,
 )
-from fabric.gate.state import BURNING, Account, Job, Key, LeaseRecord
+from fabric.gate.state import BURNING, Account, Job, LeaseRecord
 from fabric.gate.timeline import told
 from fabric.gate.views import (
     BalanceView,
     JobView,
-    KeyView,
     LeaseView,
     LotView,
     NodeView,
@@ -113,10 +114,13 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return _quote(core, question, now_us)
         case KeyOf():
             key = state.keys.get(question.key_id)
-            return None if key is None else _key(key)
+            return None if key is None else key_views.key(core, key)
         case KeysOf():
             asked = question.account_id
-            return [_key(key) for key in (state.keys.values() if asked is None else core.keys_of.get(asked, ()))]
+            found = state.keys.values() if asked is None else core.keys_of.get(asked, ())
+            return [key_views.key(core, key) for key in found]
+        case OrganisationOf():
+            return key_views.organisation(core, question.account_id)
         case CallerOf():
             return offers.caller(core, question.key_id, now_us)
         case ModelsOf():
@@ -165,6 +169,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
 
 def job_view(core: Core, job: Job, now_us: int) -> JobView:
     session = core.state.sessions.get(job.lease_id) if job.lease_id else None
+    key = core.state.keys.get(job.key_id) if job.key_id else None
     record = core.state.leases.get(job.lease_id) if job.lease_id else None
     burning = session is not None and record is not None and record.state in BURNING
     burn = session.burn_uhs_per_s if session is not None and burning else 0
@@ -210,6 +215,8 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         idle_us=_idle_us(record, now_us),
         exit_code=job.exit_code if (job.exit_code or 0) <= INT32_MAX else None,
         tags=job.spec.tags,
+        project=keys.project_of(key) if key is not None and not key.operator else job.account_id,
+        member=key.member if key is not None else "",
         ran=tuple(job.ran),
     )
 
@@ -352,24 +359,6 @@ def _refused_quote(spec: JobSpec, refusal: Refusal) -> QuoteView:
         affordable=False,
         placeable_now=False,
         refusal=refusal.message,
-    )
-
-
-def _key(key: Key) -> KeyView:
-    return KeyView(
-        key_id=key.key_id,
-        account_id=key.account_id,
-        secret_sha256=key.secret_sha256,
-        name=key.name,
-        operator=key.operator,
-        limit_uhs=key.limit_uhs,
-        spent_uhs=key.spent_uhs,
-        requests_per_min=key.requests_per_min,
-        tokens_per_min=key.tokens_per_min,
-        expires_at_us=key.expires_at_us,
-        revoked=key.revoked,
-        scopes=tuple(sorted(scope.value for scope in keys.scopes_of(key))),
-        held_uhs=key.held_uhs,
     )
 
 

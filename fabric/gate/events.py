@@ -12,7 +12,7 @@ import msgspec
 
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
-from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.account_events import AnyAccountEvent
 from fabric.gate.event import Event
 from fabric.gate.payment_events import AnyPaymentEvent
 from fabric.gate.serving_events import AnyServingEvent
@@ -413,15 +413,13 @@ class Tick(Event, frozen=True, kw_only=True, tag="tick"):
 AnyEvent = (
     Configure
     | AdoptRules
-    | OpenAccount
+    | AnyAccountEvent
     | SetShare
     | SetCohort
     | SetQuota
     | Grant
     | VoidLot
     | ClosePeriod
-    | CreateKey
-    | RevokeKey
     | TopUp
     | BuyBundle
     | Subscribe

@@ -16,6 +16,7 @@ import msgspec
 
 from fabric import versions
 from fabric.gate import (
+    accounts,
     auto_top_up,
     backoff,
     calls,
@@ -42,7 +43,7 @@ from fabric.gate import (
     treasury,
     usage,
 )
-from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.account_events import AnyAccountEvent
 from fabric.gate.answers import answer
 from fabric.gate.core import SILENCE_US, Core
 from fabric.gate.events import (
@@ -338,18 +339,12 @@ class Gate:
                 return models.scale(core, event)
             case WithdrawModel():
                 return models.withdraw(core, event)
-            case OpenAccount():
-                return treasury.open_account(core, event)
             case SetShare():
                 return shares.set_share(core, event)
             case SetCohort():
                 return shares.set_cohort(core, event)
             case SetQuota():
                 return shares.set_quota(core, event)
-            case CreateKey():
-                return treasury.create_key(core, event)
-            case RevokeKey():
-                return treasury.revoke_key(core, event)
             case AdoptRules():
                 return rules.adopt(core, event)
             case Configure():
@@ -365,6 +360,8 @@ class Gate:
             case NodeHolds():
                 return nodes.holds(core, event)
             case _:
+                if isinstance(event, AnyAccountEvent):
+                    return accounts.decide(core, event)
                 assert_never(event)
         return _ACCEPTED
 

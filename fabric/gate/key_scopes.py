@@ -28,6 +28,12 @@ class KeyScope(StrEnum):
     """Make keys that may do no more than this one, and revoke such."""
     OPERATOR = "operator"
     """Everything, for every customer."""
+    OPERATOR_BILLING = "operator:billing"
+    """The operator's, for accounts and their money: open, grant, refund, suspend, close; see all of it."""
+    OPERATOR_SUPPORT = "operator:support"
+    """The operator's, for customers in trouble: see everything of theirs, and end, pause and resume their jobs."""
+    OPERATOR_AUDITOR = "operator:auditor"
+    """The operator's, for looking at everybody's books, and changing nothing."""
     GATEWAY = "gateway"
     """A process of the operator's: look keys up, see who serves which model, report how long the lines are."""
     REPLICA = "replica"
@@ -48,6 +54,12 @@ OF_CUSTOMERS: Final = frozenset(
     )
 )
 OF_PROCESSES: Final = frozenset((KeyScope.GATEWAY, KeyScope.REPLICA, KeyScope.HOST))
+WITH_A_DESK: Final[dict[KeyScope, frozenset[KeyScope]]] = {
+    KeyScope.OPERATOR_BILLING: frozenset((KeyScope.READ, KeyScope.MONEY)),
+    KeyScope.OPERATOR_SUPPORT: frozenset((KeyScope.READ, KeyScope.JOBS_ALL)),
+    KeyScope.OPERATOR_AUDITOR: frozenset((KeyScope.READ,)),
+}
+"""The operator's people, but for those who may do everything, and what of a customer's each is good for."""
 BEYOND_A_LIMIT: Final = frozenset((KeyScope.HOLDS, KeyScope.KEYS))
 """What is held or made with them would not count against the key's limit."""
 BEYOND_AN_END: Final = frozenset((KeyScope.HOLDS,))
@@ -58,7 +70,7 @@ _ENDING: Final = frozenset((KeyScope.READ, KeyScope.JOBS_ALL, KeyScope.MODELS))
 def effective(given: Iterable[KeyScope], *, operator: bool, limited: bool, ends: bool) -> frozenset[KeyScope]:
     """What a key may be used for: what it was given, or else what such keys have."""
     if own := frozenset(given):
-        return own
+        return own.union(*(WITH_A_DESK.get(scope, frozenset()) for scope in own))
     if operator:
         return frozenset((KeyScope.OPERATOR,))
     if limited:
@@ -68,7 +80,7 @@ def effective(given: Iterable[KeyScope], *, operator: bool, limited: bool, ends:
 
 def unfit(scopes: frozenset[KeyScope], *, operator: bool, limited: bool, ends: bool) -> str:
     """Why no key like this can have these scopes; "" if it can."""
-    others = scopes - (OF_PROCESSES | {KeyScope.OPERATOR} if operator else OF_CUSTOMERS)
+    others = scopes - (OF_PROCESSES | WITH_A_DESK.keys() | {KeyScope.OPERATOR} if operator else OF_CUSTOMERS)
     if others:
         whose = "an operator's" if operator else "a customer's"
         return f"{_named(others)} can't be given to {whose} key"

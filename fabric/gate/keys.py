@@ -8,6 +8,8 @@ from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
 from fabric.gate.key_scopes import KeyScope, effective
 from fabric.gate.key_scopes import unfit as unfit_scopes
+from fabric.gate.organisation_state import Member
+from fabric.gate.roles import OF_MEMBERS, Role, of_scopes
 from fabric.gate.state import Key
 from fabric.units import AccountId, KeyId
 
@@ -21,11 +23,47 @@ _JOBS: Final = frozenset((KeyScope.JOBS_OWN, KeyScope.JOBS_ALL, KeyScope.HOST, K
 _MODELS: Final = frozenset((KeyScope.MODELS, KeyScope.OPERATOR))
 
 
-def scopes_of(key: Key) -> frozenset[KeyScope]:
-    """All that the key may be used for."""
-    return effective(
+def scopes_of(core: Core, key: Key) -> frozenset[KeyScope]:
+    """All that the key may be used for: what it was given, within the role of its member."""
+    own = effective(
         key.scopes, operator=key.operator, limited=key.limit_uhs is not None, ends=key.expires_at_us is not None
     )
+    member = _member_of(core, key)
+    return own if member is None else own & OF_MEMBERS[member.role]
+
+
+def role_of(core: Core, key: Key) -> Role:
+    """Its member's role; of a key of nobody's, that which its scopes come to."""
+    member = _member_of(core, key)
+    return of_scopes(scopes_of(core, key)) if member is None else member.role
+
+
+def project_of(key: Key) -> str:
+    """What it works for: a project, or that which is called like its account."""
+    return key.project or key.account_id
+
+
+def dead(core: Core, key: Key) -> str:
+    """The code of why it will never count again, but for its end; "" if it does."""
+    if key.revoked:
+        return "revoked"
+    member = _member_of(core, key)
+    if member is not None and member.left_at_us is not None:
+        return "member_left"
+    organisation = core.state.organisations.get(_organisation_of(core, key))
+    project = organisation.projects.get(key.project) if organisation is not None and key.project else None
+    return "project_closed" if project is not None and project.closed_at_us is not None else ""
+
+
+def _member_of(core: Core, key: Key) -> Member | None:
+    if not key.member:
+        return None
+    return core.state.organisations[_organisation_of(core, key)].members[key.member]
+
+
+def _organisation_of(core: Core, key: Key) -> AccountId:
+    account = core.state.accounts.get(key.account_id)
+    return (account.organisation if account is not None else None) or key.account_id
 
 
 def is_operators(core: Core, key_id: KeyId | None) -> bool:
@@ -38,8 +76,8 @@ def unusable(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | N
     key = core.state.keys.get(key_id)
     if key is None or not (key.operator or key.account_id == account_id):
         return refusals.not_found("key", key_id)
-    if key.revoked:
-        return refusals.unusable_key("revoked", key_id, "use another one")
+    if why := dead(core, key):
+        return refusals.dead_key(why, key_id)
     if key.expires_at_us is not None and key.expires_at_us <= core.now_us:
         return refusals.unusable_key("expired", key_id, "make another one")
     return None
@@ -47,16 +85,20 @@ def unusable(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | N
 
 def no_jobs(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
     """Why no job can be submitted with this key; None if one can."""
-    return unusable(core, key_id, account_id=account_id) or _lacks(core.state.keys[key_id], _JOBS, "submitting jobs")
+    return unusable(core, key_id, account_id=account_id) or _lacks(
+        core, core.state.keys[key_id], _JOBS, "submitting jobs"
+    )
 
 
 def no_models(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
     """Why no model can be called with this key; None if one can."""
-    return unusable(core, key_id, account_id=account_id) or _lacks(core.state.keys[key_id], _MODELS, "calling models")
+    return unusable(core, key_id, account_id=account_id) or _lacks(
+        core, core.state.keys[key_id], _MODELS, "calling models"
+    )
 
 
-def _lacks(key: Key, needed: frozenset[KeyScope], what: str) -> Refusal | None:
-    if scopes_of(key) & needed:
+def _lacks(core: Core, key: Key, needed: frozenset[KeyScope], what: str) -> Refusal | None:
+    if scopes_of(core, key) & needed:
         return None
     return refusals.restricted_key(f"key {key.key_id!r} is not for {what}: use one that is", key.key_id)
 
@@ -78,23 +120,46 @@ def may_not_make(core: Core, event: CreateKey) -> Refusal | None:
     """Why whoever asks for a key can't make this one: it must count, be for making keys, and make none stronger."""
     if event.made_with is None:
         return None
-    if refusal := unusable(core, event.made_with, account_id=event.account_id):
+    maker = core.state.keys.get(event.made_with)
+    if maker is None or not (maker.operator or is_of(core, maker, event.account_id)):
+        return refusals.not_found("key", event.made_with)
+    if refusal := unusable(core, event.made_with, account_id=maker.account_id):
         return refusal
-    maker = core.state.keys[event.made_with]
-    own = scopes_of(maker)
+    own = scopes_of(core, maker)
     if KeyScope.OPERATOR in own:
         return None
     if KeyScope.KEYS not in own or maker.limit_uhs is not None or event.operator:
         return refusals.restricted_key(
             f"key {maker.key_id!r} can't make such keys: use one that may, and that has no limit", maker.key_id
         )
-    return _stronger(maker, event)
+    return _of_others(core, maker, event) or _stronger(core, maker, event)
 
 
-def _stronger(maker: Key, event: CreateKey) -> Refusal | None:
+def is_of(core: Core, key: Key, account_id: AccountId) -> bool:
+    """Whether the account is the key's, or another of its organisation's."""
+    account = core.state.accounts.get(account_id)
+    return account is not None and (account.organisation or account_id) == _organisation_of(core, key)
+
+
+def _of_others(core: Core, maker: Key, event: CreateKey) -> Refusal | None:
+    """Who isn't an owner makes keys of its own project, for itself."""
+    same = event.account_id == maker.account_id and (event.project or event.account_id) == project_of(maker)
+    if (same and event.member == maker.member) or role_of(core, maker) is Role.OWNER:
+        return None
+    whose = f" and of {maker.member}" if maker.member else ""
+    return refusals.restricted_key(
+        f"key {maker.key_id!r} can only make keys of project {project_of(maker)}{whose}: ask an owner", maker.key_id
+    )
+
+
+def _stronger(core: Core, maker: Key, event: CreateKey) -> Refusal | None:
     """What the new key could do that its maker can't; None if there is nothing."""
     limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
-    if more := effective(event.scopes, operator=False, limited=limited, ends=ends) - scopes_of(maker):
+    wanted = effective(event.scopes, operator=False, limited=limited, ends=ends)
+    if event.member:
+        organisation = core.state.organisations[_organisation_of(core, maker)]
+        wanted &= OF_MEMBERS[organisation.members[event.member].role]
+    if more := wanted - scopes_of(core, maker):
         names = ", ".join(sorted(scope.value for scope in more))
         return refusals.restricted_key(
             f"key {maker.key_id!r} can't make one that may do more than itself ({names}): name the new key's scopes",

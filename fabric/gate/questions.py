@@ -13,12 +13,12 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import Configure, JobSpec
+from fabric.gate.organisation_views import KeyView, OrganisationView
 from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
 from fabric.gate.views import (
     BalanceView,
     CallerView,
     JobView,
-    KeyView,
     LeaseView,
     ModelView,
     NodeView,
@@ -252,6 +252,12 @@ FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
 """What the journal alone answers."""
 
 
+class OrganisationOf(Question, frozen=True, kw_only=True, tag="organisation"):
+    """→ OrganisationView | None: whose an account is"""
+
+    account_id: AccountId
+
+
 class PaymentsOf(Question, frozen=True, kw_only=True, tag="payments"):
     """Payments that providers take, newest first, a page of them."""
 
@@ -295,6 +301,7 @@ AnyQuestion = (
     | QuoteOf
     | KeyOf
     | KeysOf
+    | OrganisationOf
     | CallerOf
     | ModelsOf
     | NodesOf
@@ -320,6 +327,7 @@ AnyAnswer = (
     | ReceiptsPage
     | QuoteView
     | PolicyView
+    | OrganisationView
     | WhyView
     | Prices
     | list[BlobUse]

@@ -1,5 +1,7 @@
 """Every no the gate says: a stable code, the HTTP status it becomes, and a sentence with the number, the limit, the remedy."""
 
+from typing import Final
+
 from fabric.gate.instructions import Refusal
 from fabric.ledger import Refused
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, UHS_PER_CT, format_ct
@@ -102,6 +104,19 @@ def unusable_key(why: str, key_id: str, remedy: str) -> Refusal:
     return Refusal(
         code=f"key_{why}", http_status=401, message=f"key {key_id!r} is {why}: {remedy}", facts={"key_id": key_id}
     )
+
+
+_DEAD: Final = {
+    "revoked": "key {0!r} is revoked: use another one",
+    "member_left": "key {0!r} is of a member who has left: use one of your own",
+    "project_closed": "key {0!r} is of a project that is closed: use one of another project",
+}
+
+
+def dead_key(why: str, key_id: str) -> Refusal:
+    """A key that will never count again, by the code of why (`keys.dead`)."""
+    code = why if why in ("member_left", "project_closed") else f"key_{why}"
+    return Refusal(code=code, http_status=401, message=_DEAD[why].format(key_id), facts={"key_id": key_id})
 
 
 def not_paid() -> Refusal:

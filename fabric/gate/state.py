@@ -20,6 +20,7 @@ from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.gate.organisation_state import Organisation
 from fabric.gate.payment_state import Till
 from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.stays import Stay
@@ -48,6 +49,8 @@ class Account:
     weight_ppm: int = PPM
     cohort: str = ""
     """Who pays for it together with other accounts; "" = it is a payer of its own."""
+    organisation: AccountId | None = None
+    """Whose wallet it is; None = it is an organisation of its own, of which nothing else is known."""
     outages: int = 0
     """How often nodes that were lost took work of its jobs that was given back, until it has paid for as much."""
     outage_at_us: int = 0
@@ -82,6 +85,10 @@ class Key:
     held_uhs: int = 0
     revoked: bool = False
     scopes: tuple[KeyScope, ...] = ()
+    project: str = ""
+    """"" = that which is called like the account."""
+    member: str = ""
+    """Whose it is; "" = nobody's."""
 
 
 class Eviction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -297,6 +304,8 @@ class GateState:
     accounts: dict[AccountId, Account] = field(default_factory=dict)
     cohorts: dict[str, int] = field(default_factory=dict)
     """The weights of payers that were given one, in ppm."""
+    organisations: dict[AccountId, Organisation] = field(default_factory=dict)
+    """Those that have projects, members or several wallets, by the account that was their first."""
     keys: dict[KeyId, Key] = field(default_factory=dict)
     jobs: dict[JobId, Job] = field(default_factory=dict)
     leases: dict[LeaseId, LeaseRecord] = field(default_factory=dict)

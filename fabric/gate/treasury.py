@@ -6,13 +6,13 @@ from fabric.charging import plans
 from fabric.charging.catalogue import COMPUTE, Mode, Overflow, Plan, Restriction
 from fabric.charging.packages import format_llm_tokens
 from fabric.charging.plans import LotTerms
-from fabric.gate import keys, packages, refusals, shares
-from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate import organisations, packages, refusals, shares
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.core import Core
 from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp, VoidLot
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payments import TAKING
-from fabric.gate.state import Account, Key
+from fabric.gate.state import Account
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer, funding
 from fabric.ledger import packages as ledgers
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
@@ -42,7 +42,8 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
             f"{event.account_id[:NAME_MAX]!r} can't be an account id: use 1 to {NAME_MAX} of A-Z, a-z, 0-9, '-' and '_'",
             code="invalid_account_id",
         )
-    if refusal := _bad_credit(core, event, plan) or shares.mistaken(event.weight_ppm, event.cohort):
+    refusal = _bad_credit(core, event, plan) or shares.mistaken(event.weight_ppm, event.cohort)
+    if refusal := refusal or organisations.no_wallet(core, event):
         return refusal
     said = event.older_limit_uhs or plan.credit_limit_uhs
     limit_uhs = said if event.credit_limit_uhs is None else event.credit_limit_uhs
@@ -57,6 +58,8 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
         weight_ppm=event.weight_ppm,
         cohort=event.cohort,
     )
+    if event.organisation:
+        organisations.give(core, event.account_id, event.organisation)
     if (account.weight_ppm, account.cohort) != (PPM, ""):
         shares.apply(core, account)
     return Accepted()
@@ -224,42 +227,6 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
     ends = [lot.expires_at_us for lot in bought.lots] + [part.expires_at_us for part in bought.entitlements]
     facts: dict[str, Fact] = {"price_microcny": paid, "expires_at_us": min(ends), **packages.told(bought.lots)}
     return Accepted(granted_uhs=granted_uhs, facts=facts)
-
-
-def create_key(core: Core, event: CreateKey) -> Outcome:
-    if event.account_id not in core.state.accounts:
-        return refusals.not_found("account", event.account_id)
-    if not event.key_id:
-        return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
-    if refusal := keys.unfit(event) or keys.may_not_make(core, event) or keys.too_many(core, event):
-        return refusal
-    if event.key_id in core.state.keys:
-        return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
-    if event.limit_uhs is not None and (refusal := refusals.bad_amount("a key's limit is", event.limit_uhs)):
-        return refusal
-    core.keep_key(
-        Key(
-            key_id=event.key_id,
-            account_id=event.account_id,
-            secret_sha256=event.secret_sha256,
-            name=event.name,
-            operator=event.operator,
-            limit_uhs=event.limit_uhs,
-            requests_per_min=event.requests_per_min,
-            tokens_per_min=event.tokens_per_min,
-            expires_at_us=event.expires_at_us,
-            scopes=event.scopes,
-        )
-    )
-    return Accepted()
-
-
-def revoke_key(core: Core, event: RevokeKey) -> Outcome:
-    key = core.state.keys.get(event.key_id)
-    if key is None or event.account_id not in (None, key.account_id):
-        return refusals.not_found("key", event.key_id)
-    key.revoked = True
-    return Accepted()
 
 
 def record_payment(core: Core, event: RecordPayment) -> Outcome:

@@ -82,6 +82,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     """Of a script or command that ended by itself."""
     tags: tuple[str, ...] = ()
+    project: str = ""
+    """Whose work it is: that of the key it was submitted with, or that which is called like its account."""
+    member: str = ""
+    """Who submitted it; "" = nobody in particular."""
     ran: tuple[Stay, ...] = ()
     """Where its attempts were, the first and the newest of them."""
 
@@ -273,23 +277,6 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     starts_p90_us: int = 0
 
 
-class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    key_id: str
-    account_id: str
-    secret_sha256: str
-    name: str
-    operator: bool
-    limit_uhs: int | None
-    spent_uhs: int
-    requests_per_min: int = 0
-    tokens_per_min: int = 0
-    expires_at_us: int | None
-    revoked: bool
-    scopes: tuple[str, ...] = ()
-    """All that it may be used for."""
-    held_uhs: int = 0
-
-
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is offered. Which replicas there are the gate doesn't know."""
 
@@ -359,6 +346,12 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the key has a limit of its own, and so needs slices of its own."""
     may_call: bool = True
     """Whether the key is for calling models."""
+    role: str = ""
+    """Its member's; of a key of nobody's, that which its scopes come to."""
+    project: str = ""
+    member: str = ""
+    dead: str = ""
+    """Why it will never count again: revoked | member_left | project_closed; "" = it does."""
     plan: str
     tier_rank: int
     """0 standard, 1 priority, 2 dedicated: who goes first under load."""

@@ -7,7 +7,7 @@ from fabric.api.limits import RateLimit
 from fabric.clock import VirtualClock
 from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, PermissionDenied, RateLimited, Unauthenticated
 from fabric.gate.account_events import RevokeKey
-from fabric.gate.views import KeyView
+from fabric.gate.organisation_views import KeyView
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret, parse_key

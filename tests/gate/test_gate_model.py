@@ -31,12 +31,13 @@ from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
 from tests.gate.model_money import HoldRules, MoneyRules
+from tests.gate.model_organisations import OrganisationRules
 from tests.gate.model_payments import PaymentRules
 from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
-class GateMachine(MoneyRules, PaymentRules, HoldRules, JobRules, ClusterRules):
+class GateMachine(MoneyRules, PaymentRules, OrganisationRules, HoldRules, JobRules, ClusterRules):
     """What may happen, and what the answer must be."""
 
     @initialize(seconds=st.sampled_from([0, 20 * 86_400]), credit=st.sampled_from([None, 0, 500 * S]))

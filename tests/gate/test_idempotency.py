@@ -144,13 +144,16 @@ def test_a_request_that_is_repeated_after_an_upgrade_gets_its_first_answer(story
 
 
 DIGESTS = {
+    "add_member": "4ff3a0c6f1bb543f",
     "ask_payment": "d331c0b3c898e517",
     "authorize": "7bb4276410741c62",
     "buy_bundle": "b9b4f465db2d6fed",
     "cancel": "983fc626793b6938",
     "close_period": "a04ce44e50921569",
+    "close_project": "0ab927fe1cc6edaf",
     "configure": "656429be0855b532",
     "create_key": "4c5d53b1cc4b5168",
+    "create_project": "8ff9f76309c1671d",
     "grant": "6d022dc85450f6c7",
     "offer_model": "be85ca871bea6046",
     "open_account": "6c08a12b7185b458",
@@ -158,6 +161,7 @@ DIGESTS = {
     "raise_limit": "dba0412380da3c93",
     "record_payment": "0a20d58fd90cbbe6",
     "refund_payment": "93f89953cc87e0de",
+    "remove_member": "34ba5a288778f11f",
     "resume": "d101a2b21ebc0a73",
     "revoke_key": "ab98f646a7539630",
     "rolled_back": "92775e9dbeb67007",
@@ -166,6 +170,7 @@ DIGESTS = {
     "set_auto_top_up": "df98528d913ee465",
     "set_cohort": "592bd73708b0802e",
     "set_quota": "770f8d6d5879661b",
+    "set_role": "f3a2089e9b90d767",
     "set_share": "8d58b759c286174f",
     "settle_suspense": "c52bf2a909efb8c3",
     "settle_usage": "81f05c8810c80a5f",

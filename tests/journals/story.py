@@ -73,6 +73,7 @@ from fabric.ledger import Service, Use
 from fabric.placement.locality import Dataset, Holdings
 from fabric.units import PPM
 from tests.gate.world import CONFIGURE, T0, S, spec
+from tests.journals.organisation_story import organise
 
 BEGINS = T0 - 30 * 86_400 * S
 USE = Use(service=Service.INFERENCE, accelerators=("H100",), models=("tiny",))
@@ -153,6 +154,7 @@ def story() -> list[tuple[Any, int]]:
     told.said.clear()
     compete(told)
     keep_back(told)
+    organise(told)
     return told.events
 
 

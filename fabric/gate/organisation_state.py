@@ -1,0 +1,43 @@
+"""What the gate remembers of organisations: whose wallets and projects are whose, and who may act for them.
+
+All of it is kept for ever, as records and keys name it: a project that was closed, a member that has left.
+"""
+
+from dataclasses import dataclass, field
+
+from fabric.gate.roles import Role
+from fabric.units import AccountId
+
+
+@dataclass(slots=True, kw_only=True)
+class Project:
+    """Work that one wallet pays for."""
+
+    project: str
+    name: str
+    wallet: AccountId
+    opened_at_us: int
+    closed_at_us: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """Somebody who may act for an organisation, with keys of its own."""
+
+    member: str
+    name: str
+    role: Role
+    joined_at_us: int
+    left_at_us: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Organisation:
+    """A customer with all its wallets. Those that nothing else is known of are not kept: each account is one."""
+
+    organisation: AccountId
+    """The account that was its first."""
+    wallets: list[AccountId]
+    projects: dict[str, Project] = field(default_factory=dict)
+    """But for those called like their wallets, which every wallet has."""
+    members: dict[str, Member] = field(default_factory=dict)

@@ -1,0 +1,114 @@
+"""Of the model: organisations, their projects and members, and what each member's key is good for."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from fabric.gate.account_events import AddMember, CloseProject, CreateKey, CreateProject, RemoveMember, SetRole
+from fabric.gate.instructions import Accepted
+from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
+from fabric.gate.questions import KeyOf, OrganisationOf
+from fabric.gate.roles import Role
+from tests.gate.driver import Driver, accounts, picks
+
+MAY = {
+    "owner": set(OF_CUSTOMERS),
+    "billing": {"read", "money"},
+    "developer": {"read", "jobs:own", "jobs:all", "models", "holds", "keys"},
+    "read-only": {"read"},
+}
+roles = st.sampled_from(sorted(MAY))
+
+
+class OrganisationRules(Driver):
+    """Members come and go; the lists here say what is so, and every answer is checked against them."""
+
+    def __init__(self):
+        super().__init__()
+        self.members = {}
+        """By account and name: [role, whether it is here]."""
+        self.projects = {}
+        """By account and name: whether it is open."""
+        self.member_keys = {}
+        """By id: account, project, member."""
+
+    def owners(self, account):
+        return [
+            name for (own, name), (role, here) in self.members.items() if own == account and here and role == "owner"
+        ]
+
+    @rule(account=accounts, role=roles, name=st.sampled_from(["mo", "li", "wu"]))
+    def member(self, account, role, name):
+        outcome = self.ask(AddMember(account_id=account, member=name, role=Role(role)))
+        before = self.members.get((account, name))
+        if before is not None:
+            assert outcome.code == ("member_exists" if before[1] else "member_left")
+        else:
+            assert isinstance(outcome, Accepted)
+            self.members[account, name] = [role, True]
+
+    @precondition(lambda self: self.members)
+    @rule(pick=picks, role=roles, leaves=st.booleans())
+    def another_role(self, pick, role, leaves):
+        account, name = sorted(self.members)[pick % len(self.members)]
+        now, here = self.members[account, name]
+        event = RemoveMember(account_id=account, member=name)
+        outcome = self.ask(event if leaves else SetRole(account_id=account, member=name, role=Role(role)))
+        if not here:
+            assert outcome.code == "not_found"
+        elif self.owners(account) == [name] and (leaves or role != "owner"):
+            assert outcome.code == "last_owner"
+        else:
+            assert isinstance(outcome, Accepted)
+            self.members[account, name] = [now if leaves else role, not leaves]
+
+    @rule(account=accounts, name=st.sampled_from(["dev", "prod"]), wallet=accounts, closes=st.booleans())
+    def project(self, account, name, wallet, closes):
+        known = self.projects.get((account, name))
+        if closes:
+            outcome = self.ask(CloseProject(account_id=account, project=name))
+            assert outcome.code == "not_found" if known is None else isinstance(outcome, Accepted)
+            self.projects |= {} if known is None else {(account, name): False}
+            return
+        outcome = self.ask(CreateProject(account_id=account, project=name, wallet=wallet))
+        if wallet != account:
+            assert outcome.code == "unknown_wallet"
+        elif known is not None:
+            assert outcome.code == "project_exists"
+        else:
+            assert isinstance(outcome, Accepted)
+            self.projects[account, name] = True
+
+    @rule(
+        account=accounts, project=st.sampled_from(["", "dev", "prod"]), member=st.sampled_from(["", "mo", "li", "wu"])
+    )
+    def members_key(self, account, project, member):
+        key_id = self.name("m")
+        event = CreateKey(key_id=key_id, account_id=account, secret_sha256="", project=project, member=member)
+        outcome = self.ask(event)
+        if project and not self.projects.get((account, project)):
+            assert outcome.code in ("not_found", "project_closed")
+        elif member and not self.members.get((account, member), (None, False))[1]:
+            assert outcome.code == "not_found"
+        else:
+            assert isinstance(outcome, Accepted)
+            self.member_keys[key_id] = (account, project, member)
+
+    @invariant()
+    def a_key_is_worth_what_its_member_is(self):
+        for key_id, (account, project, member) in list(self.member_keys.items())[-4:]:
+            role, here = self.members.get((account, member), ("owner", True))
+            view = self.gate.ask(KeyOf(key_id=key_id), self.latest)
+            closed = self.projects.get((account, project)) is False
+            assert view.dead == ("member_left" if not here else "project_closed" if closed else "")
+            assert {KeyScope(each) for each in view.scopes} == MAY[role]
+            assert (view.role, view.project, view.member) == (role, project or account, member)
+
+    @invariant()
+    def who_is_in_an_organisation_is_known(self):
+        for account in {account for account, _ in self.members}:
+            shown = self.gate.ask(OrganisationOf(account_id=account), self.latest)
+            here = {(each.member, each.role) for each in shown.members if each.left_at_us is None}
+            assert here == {
+                (name, role) for (own, name), (role, here) in self.members.items() if own == account and here
+            }
+            assert shown.wallets == (account,)
