@@ -41,6 +41,8 @@ class Balances(msgspec.Struct, frozen=True, kw_only=True):
     free_uhs: int = 0
     held_uhs: int = 0
     debt_uhs: int = 0
+    packages: dict[str, tuple[int, int]] = {}
+    """Free and held of packages of LLM tokens, by asset, in thousandths of a token of weight 1."""
 
     @property
     def posted_uhs(self) -> int:
@@ -68,6 +70,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     written_off_uhs: int = 0
     """Used by the account, and borne by the operator: in no balance."""
     flags: tuple[str, ...] = ()
+    packages: dict[str, tuple[int, int]] = {}
+    """The change of what is free and held of packages of LLM tokens, by asset."""
+    left: dict[str, tuple[int, int]] = {}
+    """What is free and held of each after it, of an account that has had any."""
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,12 +13,17 @@ from fabric.ledger.transfers import CNY, CT, Transfer
 def moves_of(transfers: Iterable[Transfer], account_id: str, *, seq: int) -> Iterator[tuple[Line, Balances]]:
     """The account's side of each transfer of entry `seq` that touches it, with what each of its balances changed by."""
     for transfer in transfers:
-        legs = _legs(transfer, account_id)
+        legs, packages = _legs(transfer, account_id)
         charged = _charged(transfer, account_id)
         lost, paid = _written_off(transfer, account_id), _paid(transfer, account_id)
-        if not (legs or charged or lost or paid):
+        if not (legs or packages or charged or lost or paid):
             continue
-        moved = Balances(free_uhs=legs.get("available", 0), held_uhs=legs.get("held", 0), debt_uhs=-legs.get("debt", 0))
+        moved = Balances(
+            free_uhs=legs.get("available", 0),
+            held_uhs=legs.get("held", 0),
+            debt_uhs=-legs.get("debt", 0),
+            packages=packages,
+        )
         line = Line(
             at_us=transfer.at_us,
             kind=transfer.kind,
@@ -31,19 +36,26 @@ def moves_of(transfers: Iterable[Transfer], account_id: str, *, seq: int) -> Ite
             seq=seq,
             written_off_uhs=lost,
             flags=transfer.flags,
+            packages=packages,
         )
         yield line, moved
 
 
-def _legs(transfer: Transfer, account_id: str) -> dict[str, int]:
-    """Token postings into the customer's own accounts, by their last name."""
+def _legs(transfer: Transfer, account_id: str) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    """Postings into the customer's own accounts: of compute tokens by their last name, of packages free and held by asset."""
     legs: dict[str, int] = {}
+    packages: dict[str, tuple[int, int]] = {}
     prefix = f"cust/{account_id}/"
     for posting in transfer.postings:
-        if posting.asset == CT and posting.account.startswith(prefix):
-            name = posting.account[len(prefix) :]
-            legs[name] = legs.get(name, 0) + posting.amount
-    return legs
+        if not posting.account.startswith(prefix):
+            continue
+        name, amount = posting.account[len(prefix) :], posting.amount
+        if posting.asset == CT:
+            legs[name] = legs.get(name, 0) + amount
+        else:
+            free, held = packages.get(posting.asset, (0, 0))
+            packages[posting.asset] = (free, held + amount) if name == "held" else (free + amount, held)
+    return legs, packages
 
 
 def _charged(transfer: Transfer, account_id: str) -> int:
@@ -75,7 +87,21 @@ def after(standing: Balances, moved: Balances) -> Balances:
         free_uhs=standing.free_uhs + moved.free_uhs,
         held_uhs=standing.held_uhs + moved.held_uhs,
         debt_uhs=standing.debt_uhs + moved.debt_uhs,
+        packages=_added(standing.packages, moved.packages),
     )
+
+
+def _added(standing: dict[str, tuple[int, int]], moved: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Of packages what is left; those of which nothing is aren't kept."""
+    if not moved:
+        return standing
+    found = dict(standing)
+    for asset, (free, held) in moved.items():
+        before = found.pop(asset, (0, 0))
+        now = before[0] + free, before[1] + held
+        if any(now):
+            found[asset] = now
+    return found
 
 
 def _worth(balances: Balances) -> int:
@@ -90,3 +116,7 @@ def assert_explained(opening: Balances, closing: Balances, lines: Sequence[Line]
         f"the lines add {amount} µHs to {opening}, which gives {closing}"
     )
     assert opening.held_uhs + held == closing.held_uhs, f"the lines hold {held} µHs, from {opening} to {closing}"
+    packages = opening.packages
+    for line in lines:
+        packages = _added(packages, line.packages)
+    assert packages == closing.packages, f"the lines lead from {opening} to {packages}, and not to {closing}"

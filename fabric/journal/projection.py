@@ -49,7 +49,17 @@ class KeptLine(NamedTuple):
 
     @property
     def balances(self) -> Balances:
-        return Balances(free_uhs=self.free_uhs, held_uhs=self.held_uhs, debt_uhs=self.debt_uhs)
+        return balances_after(self.free_uhs, self.held_uhs, self.debt_uhs, self.line)
+
+
+class _Left(msgspec.Struct, frozen=True):
+    left: dict[str, tuple[int, int]] = {}
+
+
+def balances_after(free_uhs: int, held_uhs: int, debt_uhs: int, line: bytes) -> Balances:
+    """What an account has after a line that is kept."""
+    packages = _left.decode(line).left if _HAS_LEFT in line else {}
+    return Balances(free_uhs=free_uhs, held_uhs=held_uhs, debt_uhs=debt_uhs, packages=packages)
 
 
 class KeptRecord(NamedTuple):
@@ -171,6 +181,8 @@ class Known(NamedTuple):
 
 NOTHING: Final = Known()
 _decoder: Final = msgspec.json.Decoder(Told)
+_left: Final = msgspec.json.Decoder(_Left)
+_HAS_LEFT: Final = b'"left":{"'
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -211,6 +223,7 @@ def project(entries: Iterable[tuple[Entry, Told]], known: Known = NOTHING) -> Ro
             for n, (line, moved) in enumerate(moves_of(told.transfers, account_id, seq=entry.seq)):
                 now = standing[account_id] = after(standing.get(account_id, Balances()), moved)
                 place = (account_id, entry.seq, n)
+                line = replace(line, left=now.packages) if now.packages else line  # noqa: PLW2901
                 rows.lines.append(KeptLine(*place, now.free_uhs, now.held_uhs, now.debt_uhs, _encode(line)))
         for n, record in enumerate(told.records):
             place = (record.account_id, entry.seq, n)

@@ -16,7 +16,18 @@ from fabric.audit.records import Balances
 from fabric.charging.served import Served
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Batch, Position, Why, moved
-from fabric.journal.projection import FORMAT, JobHistory, Known, Rows, Told, accounts_of, names_of, project, told_by
+from fabric.journal.projection import (
+    FORMAT,
+    JobHistory,
+    Known,
+    Rows,
+    Told,
+    accounts_of,
+    balances_after,
+    names_of,
+    project,
+    told_by,
+)
 from fabric.journal.store import Entry
 from fabric.journal.tables import (
     ABOUT,
@@ -187,12 +198,15 @@ class Tiles:
 def last_line_of(account_id: str, *, before: tuple[int, int] = (2**62, 0)) -> Query:
     """Asks for the balances after the account's last line before a place."""
     where = {"account_id = ?": (account_id,), "(seq, n) < (?, ?)": before}
-    return select("free_uhs, held_uhs, debt_uhs", LINES, where, order="seq DESC, n DESC", limit=1)
+    return select("free_uhs, held_uhs, debt_uhs, line", LINES, where, order="seq DESC, n DESC", limit=1)
 
 
 def balances_of(rows: list[Row]) -> Balances:
     """What `last_line_of` has found."""
-    return Balances(free_uhs=rows[0][0], held_uhs=rows[0][1], debt_uhs=rows[0][2]) if rows else Balances()
+    if not rows:
+        return Balances()
+    free_uhs, held_uhs, debt_uhs, line = rows[0]
+    return balances_after(free_uhs, held_uhs, debt_uhs, bytes(line))
 
 
 def _tabled(rows: Rows, gaps: list[Place]) -> dict[Table, list[Row]]:

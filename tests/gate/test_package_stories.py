@@ -1,8 +1,12 @@
 """Packages of LLM tokens: bought, used by calls before compute tokens, and exact to the token."""
 
+import copy
+import json
+
 import msgspec
 import pytest
 
+from fabric.audit.verify import verify_export
 from fabric.charging.catalogue import Bundle, Component, Cycle, Restriction, Subscription
 from fabric.charging.packages import Weights, asset_of
 from fabric.charging.rates import Rate
@@ -20,7 +24,10 @@ from fabric.gate.serving_events import (
     UpdateHold,
     Wanted,
 )
+from fabric.journal.encoding import entries_of
+from fabric.journal.projection import project, told_by
 from fabric.ledger import Service, Use
+from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.world import CATALOGUE, DAY, TARIFFS, Clockwork, S
 
 QWEN = asset_of("qwen", Weights(1_000, 100, 4_000, 4_000))
@@ -77,6 +84,7 @@ class Shop(Clockwork):
     """A gate that sells packages, serves two models, and has one customer without a compute token."""
 
     def __init__(self):
+        self.journal = []
         super().__init__()
         self.do(Configure(tariffs=TARIFFS, catalogue=CATALOG))
         self.do(NodeUp(node_id="h1", accelerator="H100", devices=1, pool=Pool.RESERVED))
@@ -84,6 +92,22 @@ class Shop(Clockwork):
             spec = ModelSpec(name=model, source="/m", accelerators=("H100",), replicas_max=2)
             self.do(OfferModel(spec=spec, rates=(RATE,)))
         self.do(OpenAccount(account_id="ada", name="ada", plan="starter"))
+
+    def do(self, event):
+        decision = super().do(event)
+        self.journal.append((event, self.now_us, decision))
+        return decision
+
+    def entries(self):
+        """The journal as it is sealed."""
+        found = []
+        for event, now, decision in self.journal:
+            if decision.kept:
+                found += entries_of(len(found), at_us=now, event=event, decision=decision)
+        return found
+
+    def leaves(self):
+        return [entry.leaf for entry in self.entries()]
 
     def buys(self, name):
         return self.do(BuyBundle(account_id="ada", bundle=name, channel="sandbox")).outcome
@@ -153,7 +177,23 @@ class Shop(Clockwork):
 
 @pytest.fixture
 def shop():
-    return Shop()
+    """Whatever comes of it, whoever doubts a bill finds nothing wrong, and the journal leads to the same place again."""
+    shop = Shop()
+    yield shop
+    report = verify_export(whole_export(shop.leaves()), trusted_key=str(SIGNER.verifier))
+    assert report.ok, report
+    rows = project([(entry, told_by(entry)) for entry in shop.entries()])
+    left = rows.lines[-1].balances.packages if rows.lines else {}
+    packages = shop.gate.state.book.packages
+    assert left == {
+        asset: (totals["free"], totals["held"])
+        for asset in packages
+        if any((totals := shop.totals(asset)).values()) and totals["free"] + totals["held"]
+    }
+    again = Gate()
+    for event, now, decision in shop.journal:
+        assert again.handle(event, now) == decision
+    assert again.snapshot() == shop.gate.snapshot()
 
 
 def test_a_package_is_a_lot_of_its_own_asset_paid_for_like_any_other(shop):
@@ -312,5 +352,73 @@ def test_a_gate_that_is_restored_goes_on_with_its_packages(shop):
     shop.opens()
     again = Gate.restore(shop.gate.snapshot())
     event = SettleHold(hold_id="s1", account_id="ada", seq=1, calls=(shop.call(),))
-    assert again.handle(event, shop.now_us) == shop.gate.handle(event, shop.now_us)
+    assert again.handle(event, shop.now_us) == shop.do(event)
     assert again.snapshot() == shop.gate.snapshot()
+
+
+def busy(shop):
+    """Two packages and compute tokens, a call that uses all three, one that is written off, and some that expire."""
+    shop.buys("small")
+    shop.buys("short")
+    shop.buys("any")
+    shop.do(TopUp(account_id="ada", amount_uhs=1_000_000))
+    shop.opens(prompt=100, completion=800)
+    limits = tuple((each.asset, each.held) for each in room(shop))
+    shop.reports(shop.call("c1", prompt=100, cached=30, completion=700, reasoning=200, packages=limits))
+    shop.reports(shop.call("c2", prompt=10, completion=10, packages=()), seq=2, end=True)
+    shop.opens("s2", completion=3_000)
+    shop.reports(shop.call("c3", completion=3_000, packages=((ANY, 10**9),)), hold="s2", end=True)
+    shop.at(40 * 86_400).do(Tick())
+
+
+def room(shop, hold="s1"):
+    return shop.gate.ask(FreeOf(account_id="ada", hold_id=hold), shop.now_us).packages
+
+
+def changes(log):
+    """(what, where, other): every figure that says what packages were given, held, and taken for."""
+    for at, entry in enumerate(log):
+        for number, transfer in enumerate(entry["transfers"]):
+            if not any(asset.startswith("llm:") for _, asset, _ in transfer["postings"]):
+                continue
+            place = at, "transfers", number
+            for leg, (_, asset, amount) in enumerate(transfer["postings"]):
+                if asset.startswith("llm:"):
+                    yield "amount", (*place, "postings", leg, 2), amount + 1
+                    yield "asset", (*place, "postings", leg, 1), "llm:other@1/1/1/1"
+                    yield "asset", (*place, "postings", leg, 1), "CT"
+            for share, (_, amount) in enumerate(transfer["lots"]):
+                yield "lot", (*place, "lots", share, 1), amount + 1
+        for number, record in enumerate(entry["records"]):
+            place = at, "records", number
+            yield "charge", (*place, "charged_uhs"), record["charged_uhs"] + 1
+            yield "count", (*place, "completion_tokens"), record["completion_tokens"] + 1
+            if record.get("packages"):
+                yield "spared", (*place, "spared_uhs"), record["spared_uhs"] - 1
+                yield "unnamed", (*place, "packages"), record["packages"][1:]
+            for use, each in enumerate(record.get("packages", ())):
+                mine = (*place, "packages", use)
+                yield "units", (*mine, "units"), each["units"] - 1_000
+                yield "asset", (*mine, "asset"), "llm:other@1/1/1/1"
+                for kind, count in enumerate(each["tokens"]):
+                    yield "tokens", (*mine, "tokens", kind), count + 1
+                for share, (lot, amount) in enumerate(each["lots"]):
+                    yield "share", (*mine, "lots", share, 1), amount + 1
+                    yield "lot", (*mine, "lots", share, 0), f"{lot}0"
+
+
+def test_no_figure_of_a_package_is_changed_without_the_verifier_naming_it(shop):
+    busy(shop)
+    log, unnamed, tried = [json.loads(leaf) for leaf in shop.leaves()], [], 0
+    for what, where, new in changes(log):
+        other = copy.deepcopy(log)
+        *path, last = where
+        place = other
+        for step in path:
+            place = place[step]
+        place[last], tried = new, tried + 1
+        leaves = [json.dumps(entry, separators=(",", ":")).encode() for entry in other]
+        if verify_export(whole_export(leaves), trusted_key=str(SIGNER.verifier)).ok:
+            unnamed.append((what, where, new))
+    assert tried > 50
+    assert not unnamed

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
+from .assets import CT, asset_of
 from .calls import Calls
 from .kinds import BY, KINDS, PLACES
 from .leases import Leases
@@ -21,6 +22,7 @@ class Books:
         self.held, self.balances = defaultdict[str, int](int), defaultdict[tuple[str, str], int](int)
         self.requests: defaultdict[str, dict[Any, tuple[Any, Any, int]]] = defaultdict(dict)
         self.ended: set[str] = set()
+        self.over: set[str] = set()  # holds that a word has ended, with all that stood beside them in packages
         self.ending = (0, "")  # the entry that ends a hold, and which: those that continue it may move it still
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = Calls(counts), Leases(counts), Lots()
@@ -38,6 +40,7 @@ class Books:
         self._request(seq, event, outcome, entry["transfers"])
         if self.ending[1] and entry.get("continues") != self.ending[0]:
             self.ended.add(self.ending[1])
+            self.over.add(self.ending[1])
             self.ending = (0, "")
         if outcome["outcome"] == "accepted":
             self.leases.learn(event)
@@ -66,6 +69,8 @@ class Books:
 
     def _transfer(self, seq: int, transfer: dict[str, Any], *, whole: bool) -> None:
         number, kind, ref = transfer["transfer_id"], transfer["kind"], transfer["ref"]
+        if (asset := asset_of(transfer)) != CT:  # a hold of compute tokens has others of its name beside it in packages
+            ref = f"{ref} in {asset}"
         complete = whole or not self.counts["withheld entries"]  # what is withheld may explain what is missing
         next_one = number == self.transfer_id + 1 if whole else number > self.transfer_id
         require(next_one, f"in entry {seq} transfer {number} follows {self.transfer_id}")
@@ -79,8 +84,9 @@ class Books:
             self.balances[account, asset] += amount
             held += amount if account.startswith("cust/") and account.endswith("/held") else 0
         require(not any(sums.values()), f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
-        require(not held or ref not in self.ended, f"transfer {number} moves hold {ref}, which had ended")
-        self.opened |= {ref} if kind == "hold" else set()
+        over = ref in self.ended or transfer["ref"] in self.over
+        require(not held or not over, f"transfer {number} moves hold {ref}, which had ended")
+        self.opened |= {ref, transfer["ref"]} if kind == "hold" else set()
         known = ref in self.opened or kind not in ("capture", "refund") or not complete
         require(known, f"in entry {seq} transfer {number} is a {kind} without a hold: {ref}")
         self._places(transfer)

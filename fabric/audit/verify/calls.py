@@ -1,8 +1,10 @@
 """Calls of language models: reckoned again."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+from .assets import CT, asset_of, paid_by_packages
 from .report import require
 
 _MTOK = 1_000_000
@@ -26,13 +28,19 @@ class Calls:
             self._offer(event, outcome)
         for transfer in entry["transfers"]:
             if transfer["kind"] in ("capture", "write_off"):
-                self.met[transfer["ref"]] += transfer["postings"][-1][2]
+                asset = asset_of(transfer)
+                self.met[transfer["ref"] if asset == CT else f"{transfer['ref']} in {asset}"] += transfer["postings"][
+                    -1
+                ][2]
         calls = [record for record in entry["records"] if record.get("model")]
         self.counts["calls"] += len(calls)
         self.counts["charging records"] += len(entry["records"]) - len(calls)
         for call in calls:
             self._check(seq, call)
             self.used[call["lease_id"]] += call["charged_uhs"] + call.get("absorbed_uhs", 0)
+            for use in call.get("packages", ()):
+                self.used[f"{call['lease_id']} in {use['asset']}"] += use["units"]
+        self._lots(seq, calls, entry["transfers"])
         said = event["event"] in ("update_hold", "settle_hold", "release_hold") and outcome["outcome"] == "accepted"
         if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
             self.heard[event["hold_id"]] = event["seq"]
@@ -42,6 +50,17 @@ class Calls:
         """What was reported of each hold is what was taken off it."""
         for hold, used in self.used.items():
             require(used == self.met[hold], f"hold {hold} paid {self.met[hold]} µHs for a use of {used}")
+
+    def _lots(self, seq: int, calls: list[dict[str, Any]], transfers: list[dict[str, Any]]) -> None:
+        """The lots that records name are those that were taken from."""
+        named, taken = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for use in (each for call in calls for each in call.get("packages", ())):
+            named += Counter({(use["asset"], lot): amount for lot, amount in use["lots"]})
+        for transfer in transfers:
+            asset = asset_of(transfer) if transfer["kind"] == "capture" else CT
+            for lot, amount in transfer["lots"] if asset != CT else ():
+                taken[asset, lot] += amount
+        require(named == taken, f"entry {seq} takes {dict(taken)} of packages, and its records say {dict(named)}")
 
     def _offer(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
         if event["event"] == "configure":
@@ -65,8 +84,15 @@ class Calls:
         plain, spoken = call.get("prompt_tokens", 0) - cached, call.get("completion_tokens", 0) - reasoning
         counts = (plain, cached, spoken, reasoning)
         require(min(counts) >= 0, f"in entry {seq} call {name} has counts that can't be")
-        due, rest = divmod(sum(n * rate for n, rate in zip(counts, numbers, strict=True)), _MTOK)
-        due += 2 * rest > _MTOK or (2 * rest == _MTOK and due % 2)
+        paid = paid_by_packages(call, counts, f"in entry {seq} call {name}")
+        whole_due, due = (
+            _cost(counts, numbers),
+            _cost([n - part for n, part in zip(counts, paid, strict=True)], numbers),
+        )
+        spared = call.get("spared_uhs", 0)
+        require(
+            spared == (whole_due - due), f"in entry {seq} packages spare {whole_due - due} of call {name}, not {spared}"
+        )
         due = 0 if call.get("covered") else due
         costs, whole = call["charged_uhs"] + call.get("absorbed_uhs", 0), 0 <= call["charged_uhs"] <= due
         require(costs == due and whole, f"in entry {seq} call {name} costs {due}, not {costs} µHs")
@@ -74,3 +100,9 @@ class Calls:
         if call["charged_uhs"] or not call.get("absorbed_uhs"):  # what the operator bears may be told of again
             require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
             self.charged.add(known_as)
+
+
+def _cost(counts: Sequence[int], rates: Sequence[int]) -> int:
+    """µHs of so many LLM tokens of each kind at rates per 10⁶ of them: the sum rounded once, half-even."""
+    due, rest = divmod(sum(n * rate for n, rate in zip(counts, rates, strict=True)), _MTOK)
+    return due + (2 * rest > _MTOK or (2 * rest == _MTOK and due % 2))
