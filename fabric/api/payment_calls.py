@@ -32,12 +32,17 @@ HEADERS_MAX = 16
 async def ask_payment(door: ApiService, caller: Caller, request: pb.AskPaymentRequest) -> pb.Document:
     """Asked again with the same request id, it is the same payment, at the same place."""
     named = request_id(request.request_id)
+    bundle, subscription = short("bundle", request.bundle), short("subscription", request.subscription)
+    if sum(map(bool, (request.amount_uhs, bundle, subscription))) > 1:
+        raise InvalidRequest("pay for tokens, a bundle or a subscription: for one of them", code="invalid_payment")
     made = hashlib.sha256(f"{caller.account}/{named}".encode()).hexdigest()
     event = AskPayment(
         payment_id=f"pay-{made[:24]}",
         account_id=caller.account,
         provider=short("provider", request.provider) or door.desk.chosen,
-        amount_uhs=amount("amount_uhs", request.amount_uhs),
+        amount_uhs=0 if bundle or subscription else amount("amount_uhs", request.amount_uhs),
+        bundle=bundle,
+        subscription=subscription,
         request_id=named,
     )
     return _shown(*await door.desk.pay(event))

@@ -22,14 +22,11 @@ from fabric.cli.output import (
     table,
     tell,
 )
+from fabric.cli.payments import Pay, PaymentRef
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
-
-PaymentRef = Annotated[
-    str, typer.Option(help="What the payment is called where it was received: books once for each account.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -72,9 +69,7 @@ def topup(
     tokens: Annotated[str, typer.Argument(help="How many, e.g. 10 or 0.5.")],
     *,
     payment_ref: PaymentRef = "",
-    pay: Annotated[
-        bool, typer.Option("--pay", help="Pay at the provider: print where, and wait until it is paid.")
-    ] = False,
+    pay: Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +78,7 @@ def topup(
     For example: fabric topup 12.5 --pay, or fabric topup 12.5 --payment-ref INV-2026-0142 --account acme
     """
     if pay:
-        payments.pay(client(account), tokens, as_json=as_json)
+        payments.pay(client(account), pb.AskPaymentRequest(amount_uhs=parse_ct(tokens)), as_json=as_json)
         return
     request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"{tokens} CT bought", as_json=as_json)
@@ -93,13 +88,17 @@ def bundle(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
     payment_ref: PaymentRef = "",
+    pay: Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """Buy a bundle: one purchase, several lots.
 
-    For example: fabric bundle edge-inference
+    For example: fabric bundle edge-inference --pay
     """
+    if pay:
+        payments.pay(client(account), pb.AskPaymentRequest(bundle=name), as_json=as_json)
+        return
     request = pb.BuyBundleRequest(request_id=new_request_id(), bundle=name, payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"bundle {name} bought", as_json=as_json)
 
@@ -108,14 +107,19 @@ def subscribe(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
     payment_ref: PaymentRef = "",
+    pay: Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Subscribe to tokens that come every cycle. Where an operator books payments, each booking pays one cycle: booked again
-    while the subscription runs, it pays the next one; a cycle that isn't paid isn't granted, and ends the subscription.
+    """Subscribe to tokens that come every cycle. Paid (--pay), the next cycles are asked for by themselves. Where an operator
+    books payments, each booking pays one cycle: booked again while the subscription runs, it pays the next one; a cycle
+    that isn't paid isn't granted, and ends the subscription.
 
-    For example: fabric subscribe professional-monthly
+    For example: fabric subscribe professional-monthly --pay
     """
+    if pay:
+        payments.pay(client(account), pb.AskPaymentRequest(subscription=name), as_json=as_json)
+        return
     request = pb.SubscribeRequest(request_id=new_request_id(), subscription=name, payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"subscribed to {name}", as_json=as_json)
 

@@ -16,6 +16,11 @@ from fabric.wire import fabric_pb2 as pb
 
 ops = typer.Typer(help="Payments that providers take: book, refund, reconcile, settle.", no_args_is_help=True)
 
+PaymentRef = Annotated[
+    str, typer.Option(help="What the payment is called where it was received: books once for each account.")
+]
+
+Pay = Annotated[bool, typer.Option("--pay", help="Pay at the provider: print where, and wait until it is paid.")]
 LOOK_S: Final = 2.0
 _US_PER_H: Final = 3_600_000_000
 _DAY_US: Final = 24 * _US_PER_H
@@ -27,10 +32,10 @@ def register(app: typer.Typer) -> None:
     app.command("auto-topup", rich_help_panel="Tokens")(auto_topup)
 
 
-def pay(door: Client, tokens: str, *, as_json: bool) -> None:
+def pay(door: Client, wanted: pb.AskPaymentRequest, *, as_json: bool) -> None:
     """Ask for a payment, print where it is paid, and wait until it is."""
-    request = pb.AskPaymentRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens))
-    found = _document(door.call(request, pb.Document))
+    wanted.request_id = new_request_id()
+    found = _document(door.call(wanted, pb.Document))
     payment = found["payment"]
     if found["url"]:
         tell(f"pay {format_cny(payment['price_microcny'])} CNY here: {found['url']}")
@@ -42,7 +47,7 @@ def pay(door: Client, tokens: str, *, as_json: bool) -> None:
     if as_json:
         print_json(payment)
     elif payment["state"] == "paid":
-        say(f"{tokens} CT bought for {format_cny(payment['price_microcny'])} CNY")
+        say(f"{payment['buys']} bought for {format_cny(payment['price_microcny'])} CNY")
     if payment["state"] != "paid":
         why = "its money stands in suspense: ask the operator" if payment["aside"] else payment["state"]
         raise Conflict(f"payment {payment['payment_id']} bought nothing: {why}", code="not_paid")
@@ -179,7 +184,7 @@ _PAYMENT_COLUMNS: Final[dict[str, Any]] = {
     "account": lambda each: each["account_id"],
     "at": lambda each: each["provider"],
     "state": lambda each: "in suspense" if each["aside"] else each["state"],
-    "CT": lambda each: format_ct(each["amount_uhs"]),
+    "for": lambda each: each["buys"],
     "CNY": lambda each: format_cny(each["price_microcny"]),
     "asked": lambda each: moment(each["asked_at_us"]),
 }

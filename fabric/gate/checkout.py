@@ -7,7 +7,7 @@ never books again. What a provider says after it had said that nothing comes sti
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import auto_top_up, notices, paybacks, refusals, suspense, till_prices, treasury
+from fabric.gate import auto_top_up, notices, paybacks, purchases, refusals, renewals, suspense, till_prices, treasury
 from fabric.gate.auto_top_up import AUTO
 from fabric.gate.canonical import digest
 from fabric.gate.core import Core
@@ -16,9 +16,8 @@ from fabric.gate.payment_events import CNY, OPEN, UNPAID, AskPayment, PaymentSta
 from fabric.gate.payment_state import Payment
 from fabric.gate.payments import OPERATOR, REF_MAX, SANDBOX, WAYS, normal
 from fabric.gate.state import Answered
-from fabric.ledger import Origin
 from fabric.ledger.outcomes import Fact
-from fabric.units import INT64_MAX, format_cny, format_ct
+from fabric.units import INT64_MAX, format_cny
 
 OPEN_MAX: Final = 20
 """Payments of one account that nobody has paid yet, at once."""
@@ -29,29 +28,17 @@ _SAID: Final = frozenset({PaymentState.PENDING, PaymentState.PAID, PaymentState.
 
 def ask(core: Core, event: AskPayment) -> Outcome:
     """A new payment at today's price. Nothing is booked before its provider says that it was paid."""
-    account = core.state.accounts.get(event.account_id)
-    if account is None:
+    if event.account_id not in core.state.accounts:
         return refusals.not_found("account", event.account_id)
-    if refusal := _unaskable(core, event) or treasury.full(core, account, event.amount_uhs):
-        return refusal
-    price = till_prices.price_at(core, event.account_id, event.amount_uhs, provider=event.provider)
-    if not price or not core.book.has_room_for(event.amount_uhs, price_microcny=price):
-        return refusals.invalid(
-            f"{format_ct(event.amount_uhs)} tokens cost {price} here: there is nothing to pay", code="invalid_amount"
-        )
-    payment = till_prices.begin(
-        core,
-        Payment(
-            payment_id=event.payment_id,
-            account_id=event.account_id,
-            provider=event.provider,
-            amount_uhs=event.amount_uhs,
-            price_microcny=price,
-            asked_at_us=core.now_us,
-            until_us=core.now_us + event.valid_us,
-        ),
-    )
-    facts: dict[str, Fact] = {"payment_id": payment.payment_id, "price_microcny": price, "until_us": payment.until_us}
+    found = _unaskable(core, event) or purchases.asked(core, event)
+    if isinstance(found, Refusal):
+        return found
+    till_prices.begin(core, found)
+    facts: dict[str, Fact] = {
+        "payment_id": found.payment_id,
+        "price_microcny": found.price_microcny,
+        "until_us": found.until_us,
+    }
     return Accepted(facts=facts)
 
 
@@ -65,10 +52,8 @@ def _unaskable(core: Core, event: AskPayment) -> Refusal | None:
         return refusals.invalid("a payment is good for a minute at least and 30 days at most", code="invalid_lifetime")
     till = core.state.till
     own = (till.payments[name] for name in till.payments_of.get(event.account_id, ()))
-    return (
-        refusals.bad_amount("a top-up is of", event.amount_uhs)
-        or _bad_name(core, event)
-        or (_too_many() if sum(each.state in OPEN and not each.aside for each in own) >= OPEN_MAX else None)
+    return _bad_name(core, event) or (
+        _too_many() if sum(each.state in OPEN and not each.aside for each in own) >= OPEN_MAX else None
     )
 
 
@@ -189,7 +174,7 @@ def _paid(core: Core, payment: Payment, said: Said) -> None:
     if why:
         suspense.hold(core, said, why=why, account_id=payment.account_id)
         payment.aside, payment.why = True, why
-    auto_top_up.ended(core, payment, why=why)
+    _ended(core, payment, why=why)
 
 
 def _unbookable(core: Core, payment: Payment, said: Said) -> str:
@@ -204,19 +189,10 @@ def _unbookable(core: Core, payment: Payment, said: Said) -> str:
 
 
 def _book(core: Core, payment: Payment, said: Said) -> str:
-    account = core.state.accounts[payment.account_id]
-    bought = plans.LotTerms(
-        amount_uhs=payment.amount_uhs,
-        price_microcny=payment.price_microcny,
-        effective_at_us=core.now_us,
-        expires_at_us=core.now_us + core.plan_of(payment.account_id).lifetime_days * plans.DAY_US,
-    )
-    outcome = treasury.book_lot(
-        core, account, bought, origin=Origin.TOP_UP, channel=payment.provider, now_us=core.now_us
-    )
+    outcome = purchases.book(core, payment)
     if not isinstance(outcome, Accepted):
         return "not_bookable"
-    payment.lot_id, payment.paid_at_us = treasury.newest_lot(core), core.now_us
+    payment.paid_at_us = core.now_us
     payment.state, payment.provider_ref = PaymentState.PAID, normal(said.provider_ref)
     core.state.paid[_known_as(payment, said.provider_ref)] = Answered(digest(said, but=frozenset()), outcome)
     notices.tell(
@@ -224,7 +200,7 @@ def _book(core: Core, payment: Payment, said: Said) -> str:
         payment.account_id,
         "payment_paid",
         payment.payment_id,
-        f"{format_ct(payment.amount_uhs)} tokens for {format_cny(payment.price_microcny)} {CNY}",
+        f"{purchases.called(payment)} for {format_cny(payment.price_microcny)} {CNY}",
     )
     return ""
 
@@ -238,7 +214,12 @@ def _came_to_nothing(core: Core, payment: Payment, said: Said) -> None:
         payment.payment_id,
         f"{format_cny(payment.price_microcny)} {CNY} were not paid" + (f": {payment.why}" if payment.why else ""),
     )
-    auto_top_up.ended(core, payment, why=payment.why or said.state.value)
+    _ended(core, payment, why=payment.why or said.state.value)
+
+
+def _ended(core: Core, payment: Payment, *, why: str) -> None:
+    """Whoever asked for it by rule is to go on: it was paid (why = ""), or came to nothing."""
+    (renewals.ended if payment.subscription else auto_top_up.ended)(core, payment, why=why)
 
 
 def _known_as(payment: Payment, ref: str) -> str:

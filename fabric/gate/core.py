@@ -226,12 +226,19 @@ class Core:
         """A new subscription, from now on."""
         self.state.subscriptions.append(record)
         self.subscribed_by.setdefault(record.account_id, []).append(record)
+        self.note_renewal(record)
+
+    def note_renewal(self, record: SubscriptionRecord, *, before_us: int | None = None) -> None:
+        """One of them is due at another time than before; all are looked through only where it was the next one."""
         due_us = self.renewal_due_us
-        self.renewal_due_us = record.next_at_us if due_us is None else min(due_us, record.next_at_us)
+        if before_us is not None and before_us == due_us and record.due_us > before_us:
+            self.note_renewals()
+        else:
+            self.renewal_due_us = record.due_us if due_us is None else min(due_us, record.due_us)
 
     def note_renewals(self) -> None:
         """Subscriptions were renewed or have ended."""
-        self.renewal_due_us = min((record.next_at_us for record in self.state.subscriptions), default=None)
+        self.renewal_due_us = min((record.due_us for record in self.state.subscriptions), default=None)
 
     def _moment(self, job: Job) -> Moment:
         if job.state in TERMINAL:

@@ -23,6 +23,7 @@ from fabric.gate import (
     checkout,
     configuration,
     consequences,
+    corrections,
     credit,
     deadlines,
     derived,
@@ -312,7 +313,7 @@ class Gate:
             case Grant():
                 return treasury.grant(core, event)
             case VoidLot():
-                return treasury.void(core, event)
+                return corrections.void(core, event)
             case Subscribe():
                 return payments.once(core, event, subscriptions.subscribe)
             case RecordPayment():

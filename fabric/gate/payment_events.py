@@ -35,13 +35,19 @@ OPEN = frozenset({PaymentState.ASKED, PaymentState.PENDING})
 
 
 class AskPayment(Event, frozen=True, kw_only=True, tag="ask_payment"):
-    """A customer wants to pay for a top-up at a provider: the price is that of its plan now, and stays that."""
+    """A customer wants to pay at a provider for tokens, a bundle, or the next cycle of a subscription, with which it begins if it
+    doesn't run: the price is that of now, and stays that.
+    """
 
     payment_id: str
     """Unique for ever, and never guessed: chosen where it is asked."""
     account_id: AccountId
     provider: str
     amount_uhs: int
+    """Of a top-up; 0 where something else is bought:"""
+    bundle: str = ""
+    subscription: str = ""
+    """One of the two."""
     valid_us: int = 86_400_000_000
     """How long the provider is to take it."""
     request_id: str = ""

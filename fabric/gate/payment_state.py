@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from fabric.charging.catalogue import Bundle, Subscription
 from fabric.gate.payment_events import CNY, OPEN, PaymentState
 from fabric.units import AccountId
 
@@ -21,6 +22,14 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str = ""
 
 
+class Part(msgspec.Struct, kw_only=True, gc=False):
+    """One more lot of a payment that bought several."""
+
+    lot_id: str
+    frozen_uhs: int = 0
+    owed_uhs: int = 0
+
+
 class Payment(msgspec.Struct, kw_only=True, gc=False):
     """One payment, from the wish to pay on."""
 
@@ -31,13 +40,19 @@ class Payment(msgspec.Struct, kw_only=True, gc=False):
     price_microcny: int
     asked_at_us: int
     until_us: int
+    bundle: Bundle | None = None
+    """What it is for, as it was offered when it was asked; None = no bundle."""
+    offer: Subscription | None = None
+    """The subscription whose next cycle it is for, as it was offered then; None = none."""
     state: PaymentState = PaymentState.ASKED
     provider_ref: str = ""
     auto: bool = False
-    """Whether nobody asked for it but the account's rule for topping up."""
+    """Whether nobody asked for it but the account's rule for topping up, or its subscription."""
     currency: str = CNY
     lot_id: str = ""
-    """What it bought; "" = nothing."""
+    """What it bought, or the first lot of it; "" = nothing."""
+    more: list[Part] = []
+    """The other lots that it bought."""
     aside: bool = False
     """Whether its money stands in suspense, so that it never buys anything any more."""
     paid_at_us: int | None = None
@@ -50,12 +65,22 @@ class Payment(msgspec.Struct, kw_only=True, gc=False):
     reinstated_microcny: int = 0
     frozen_uhs: int = 0
     owed_uhs: int = 0
-    """What was frozen and owed for charge-backs, less what was given back."""
+    """What was frozen of its first lot and owed for that for charge-backs, less what was given back."""
     told_refunded: int = 0
     told_charged_back: int = 0
     told_reinstated: int = 0
     """The most that its provider has said, whether or not it was paid by then."""
     why: str = ""
+
+    @property
+    def subscription(self) -> str:
+        """Its name; "" = it is for something else."""
+        return "" if self.offer is None else self.offer.name
+
+    @property
+    def parts(self) -> "list[Payment | Part]":
+        """Its lots, with what became of each."""
+        return [self, *self.more]
 
     @property
     def is_unfinished(self) -> bool:

@@ -41,6 +41,10 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be paid back and isn't yet."""
     refunds: tuple[RefundView, ...] = ()
     why: str = ""
+    buys: str = ""
+    """In words."""
+    bundle: str = ""
+    subscription: str = ""
 
 
 class SuspenseView(msgspec.Struct, frozen=True, kw_only=True):

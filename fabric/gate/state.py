@@ -226,6 +226,21 @@ class SubscriptionRecord:
     """What the current cycle granted: what is left of these at its end may be carried over."""
     ahead: list[str] = field(default_factory=list)
     """Lots of the cycles to come that are paid already, in their order."""
+    is_renewed: bool = False
+    """Whether its next cycle is asked for by itself: it was paid through a provider."""
+    ask_at_us: int | None = None
+    """When that is; None = not as things stand."""
+    payment_id: str = ""
+    """The payment of the next cycle that is under way; "" = none."""
+    failures: int = 0
+    """How many of them in a row came to nothing."""
+    past_due_at_us: int | None = None
+    """Since when its cycle isn't paid: it ends at `next_at_us` if it stays so. None = it is."""
+
+    @property
+    def due_us(self) -> int:
+        """When it is to be looked at next."""
+        return self.next_at_us if self.ask_at_us is None else min(self.ask_at_us, self.next_at_us)
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):

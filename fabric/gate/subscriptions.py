@@ -2,22 +2,25 @@
 
 Where an operator books payments, a subscription lasts for the cycles that are booked: one is paid at its start, each next
 one by another booking before or while the last one runs. A cycle that nobody has paid is never granted: the subscription
-ends with the cycle before it.
+ends with the cycle before it. Where a cycle was paid through a provider, the next one is asked for by itself: `renewals`.
 """
 
 import heapq
 from typing import Final
 
+from msgspec.structs import replace
+
 from fabric.charging import plans
 from fabric.charging.catalogue import Subscription
 from fabric.charging.plans import LotTerms
-from fabric.gate import payments, refusals, treasury
+from fabric.gate import payments, refusals, renewals, treasury
 from fabric.gate.core import Core
 from fabric.gate.events import Subscribe, Unsubscribe
-from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.payment_state import Payment
 from fabric.gate.state import Account, SubscriptionRecord
 from fabric.ledger import Origin, sweeping
-from fabric.ledger.packages import package_of
+from fabric.ledger.packages import package_of, with_lot
 from fabric.units import AccountId
 
 AHEAD_MAX: Final = 12
@@ -29,13 +32,10 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    offer = core.catalogue.subscription(event.subscription)
-    if offer is None:
-        known = ", ".join(each.name for each in core.catalogue.subscriptions) or "none"
-        return refusals.invalid(
-            f"there is no subscription {event.subscription!r}: choose of {known}", code="unknown_subscription"
-        )
-    running = _find(core, event.account_id, event.subscription)
+    offer = offered(core, event.subscription)
+    if isinstance(offer, Refusal):
+        return offer
+    running = renewals.of_account(core, event.account_id, event.subscription)
     if running is not None:
         return _again(core, account, running, offer, channel=event.channel)
     if refusal := treasury.full(core, account, offer.amount_uhs, asset=offer.asset):
@@ -55,11 +55,76 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     return outcome
 
 
+def offered(core: Core, name: str) -> Subscription | Refusal:
+    """What is sold under that name."""
+    offer = core.catalogue.subscription(name)
+    if offer is None:
+        known = ", ".join(each.name for each in core.catalogue.subscriptions) or "none"
+        return refusals.invalid(f"there is no subscription {name!r}: choose of {known}", code="unknown_subscription")
+    return offer
+
+
+def paid_ahead(core: Core, account_id: AccountId, offer: Subscription) -> Refusal | None:
+    """Why no further cycle can be paid, if none can."""
+    record = renewals.of_account(core, account_id, offer.name)
+    return None if record is None or len(record.ahead) < AHEAD_MAX else _too_far_ahead(offer.name)
+
+
+def paid(core: Core, account: Account, payment: Payment) -> Outcome:
+    """A cycle was paid through a provider: it begins the subscription, or one that is past due anew; or it is the next one of
+    one that runs. What it grants and costs is what was asked for.
+    """
+    assert payment.offer is not None, payment.payment_id
+    offer = replace(payment.offer, price_microcny=payment.price_microcny)
+    record = renewals.of_account(core, account.account_id, offer.name)
+    before_us = record.due_us if record is not None else None
+    if record is not None and record.past_due_at_us is None:
+        if refusal := paid_ahead(core, account.account_id, offer):
+            return refusal
+        outcome = _book_ahead(core, account, record, offer, channel=payment.provider)
+    else:
+        lots: list[str] = []
+        cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
+        outcome = _book(core, account, cycle.grant, lots, at_us=core.now_us, channel=payment.provider)
+        if isinstance(outcome, Accepted):
+            record = _begin(core, account, offer, record, lots)
+    if isinstance(outcome, Accepted) and record is not None:
+        record.is_renewed, record.failures = True, 0
+        record.ending = record.ending and payment.auto
+        renewals.plan(record, begun_us=core.now_us)
+        core.note_renewal(record, before_us=before_us)
+    return outcome
+
+
+def _begin(
+    core: Core, account: Account, offer: Subscription, record: SubscriptionRecord | None, lots: list[str]
+) -> SubscriptionRecord:
+    """Count its cycles from now."""
+    next_at_us = plans.next_cycle_us(offer, started_at_us=core.now_us, index=0)
+    if record is None:
+        record = SubscriptionRecord(
+            account_id=account.account_id,
+            subscription=offer.name,
+            started_at_us=core.now_us,
+            index=0,
+            next_at_us=next_at_us,
+            lots=lots,
+        )
+        core.keep_subscription(record)
+        treasury.set_spending(core, account.account_id)
+    else:
+        record.started_at_us, record.index, record.next_at_us = core.now_us, 0, next_at_us
+        record.lots, record.past_due_at_us = lots, None
+    return record
+
+
 def unsubscribe(core: Core, event: Unsubscribe) -> Outcome:
-    record = _find(core, event.account_id, event.subscription)
+    record = renewals.of_account(core, event.account_id, event.subscription)
     if record is None:
         return refusals.not_found("subscription", event.subscription)
-    record.ending = True
+    before_us, record.ending = record.due_us, True
+    renewals.cancel(core, record)
+    core.note_renewal(record, before_us=before_us)
     offer = core.catalogue.subscription(record.subscription)
     paid = 0 if offer is None else len(record.ahead)
     ends_at_us = record.next_at_us if not paid or offer is None else _end_us(offer, record, cycles=paid)
@@ -75,20 +140,61 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
             return refusals.conflict(f"the account has {offer.name!r} already", code="already_subscribed")
         record.ending = False
         return Accepted()
-    if len(record.ahead) >= AHEAD_MAX:
-        return refusals.conflict(
-            f"{AHEAD_MAX} cycles of {record.subscription!r} are paid ahead already: book the next one later",
-            code="paid_ahead",
-            limit=AHEAD_MAX,
-        )
-    if refusal := treasury.full(core, account, offer.amount_uhs, asset=offer.asset):
+    refusal = paid_ahead(core, account.account_id, offer) or treasury.full(
+        core, account, offer.amount_uhs, asset=offer.asset
+    )
+    if refusal is not None:
         return refusal
-    index = record.index + len(record.ahead) + 1
-    cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=index)
-    outcome = _book(core, account, cycle.grant, record.ahead, at_us=core.now_us, channel=channel)
+    before_us = record.due_us
+    if record.past_due_at_us is not None:
+        lots: list[str] = []
+        cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
+        outcome = _book(core, account, cycle.grant, lots, at_us=core.now_us, channel=channel)
+        if isinstance(outcome, Accepted):
+            _begin(core, account, offer, record, lots)
+    else:
+        outcome = _book_ahead(core, account, record, offer, channel=channel)
     if isinstance(outcome, Accepted):
         record.ending = False
+        renewals.plan(record, begun_us=core.now_us)
+        core.note_renewal(record, before_us=before_us)
     return outcome
+
+
+def _book_ahead(
+    core: Core, account: Account, record: SubscriptionRecord, offer: Subscription, *, channel: str
+) -> Outcome:
+    """The first cycle that isn't paid yet, good from its own start."""
+    index = record.index + len(record.ahead) + 1
+    cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=index)
+    return _book(core, account, cycle.grant, record.ahead, at_us=core.now_us, channel=channel)
+
+
+def drop_unpaid(core: Core, account_id: AccountId) -> None:
+    """Cycles to come of which nothing is left, because what was paid for them went back, aren't paid any more; the last ones
+    first: one before them stays, and grants nothing.
+    """
+    for record in core.subscribed_by.get(account_id, ()):
+        before_us, count = record.due_us, len(record.ahead)
+        while record.ahead and _is_gone(core, record.ahead[-1]):
+            record.ahead.pop()
+        if len(record.ahead) < count:
+            renewals.plan(record, begun_us=core.now_us)
+            core.note_renewal(record, before_us=before_us)
+
+
+def _is_gone(core: Core, lot_id: str) -> bool:
+    ledger = with_lot(core.book, lot_id)
+    assert ledger is not None, lot_id
+    return ledger.lots[lot_id].voided_uhs == ledger.lots[lot_id].granted_uhs
+
+
+def _too_far_ahead(name: str) -> Refusal:
+    return refusals.conflict(
+        f"{AHEAD_MAX} cycles of {name!r} are paid ahead already: book the next one later",
+        code="paid_ahead",
+        limit=AHEAD_MAX,
+    )
 
 
 def _end_us(offer: Subscription, record: SubscriptionRecord, *, cycles: int) -> int:
@@ -103,7 +209,8 @@ def renew(core: Core) -> None:
     now_us, records = core.now_us, core.state.subscriptions
     if core.renewal_due_us is None or core.renewal_due_us > now_us:
         return
-    begun = [(record.next_at_us, place) for place, record in enumerate(records) if record.next_at_us <= now_us]
+    due = [(record.next_at_us, place) for place, record in enumerate(records) if record.due_us <= now_us]
+    begun = [each for each in due if each[0] <= now_us]
     heapq.heapify(begun)
     ended: set[int] = set()
     while begun:
@@ -117,6 +224,9 @@ def renew(core: Core) -> None:
                 ended.add(place)
             elif records[place].next_at_us <= now_us:
                 heapq.heappush(begun, (records[place].next_at_us, place))
+    for _, place in due:
+        if place not in ended:
+            renewals.look(core, records[place])
     if ended:
         records[:] = [record for place, record in enumerate(records) if place not in ended]
     core.note_renewals()
@@ -126,13 +236,16 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     """Whether it goes on."""
     offer = core.catalogue.subscription(record.subscription)
     is_paid = bool(record.ahead) or (core.state.payments == payments.SANDBOX and not record.ending)
+    if offer is not None and not is_paid and renewals.is_past_due(core, record, at_us=at_us):
+        return True
     if offer is None or not is_paid:
+        renewals.over(core, record)
         own = [other for other in core.subscribed_by.pop(record.account_id) if other is not record]
         if own:
             core.subscribed_by[record.account_id] = own
         treasury.set_spending(core, record.account_id)
         return False
-    record.index += 1
+    record.index, record.past_due_at_us = record.index + 1, None
     if plans.cycle_start_us(offer, started_at_us=record.started_at_us, index=record.index) != at_us:
         # The offer's cycle was changed: count from here.
         record.started_at_us, record.index = at_us, 0
@@ -151,6 +264,7 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
             sweeping.retire(ledger, lot_id, now_us=at_us)
         if isinstance(_book(core, account, cycle.rollover, record.lots, at_us=at_us, channel=""), Accepted):
             sweeping.carry(ledger, before, record.lots[-1], now_us=at_us)
+    renewals.plan(record, begun_us=at_us)
     return True
 
 
@@ -170,10 +284,3 @@ def _left_uhs(core: Core, record: SubscriptionRecord) -> int:
     ledger = core.book if offer is None else package_of(core.book, offer.asset)
     lots = (ledger.lots[lot_id] for lot_id in record.lots if lot_id in ledger.lots)
     return sum(lot.free_uhs + lot.held_uhs for lot in lots)
-
-
-def _find(core: Core, account_id: AccountId, subscription: str) -> SubscriptionRecord | None:
-    for record in core.subscribed_by.get(account_id, ()):
-        if record.subscription == subscription:
-            return record
-    return None

@@ -17,7 +17,11 @@ UNPAID_KEPT: Final = 100
 
 def price_at(core: Core, account_id: AccountId, amount_uhs: int, *, provider: str) -> int:
     """What so many tokens cost the account now, in 10⁻⁶ CNY; whole fen where a provider takes it, rounded up."""
-    price = plans.price_of(core.plan_of(account_id), amount_uhs=amount_uhs)
+    return payable(plans.price_of(core.plan_of(account_id), amount_uhs=amount_uhs), provider=provider)
+
+
+def payable(price: int, *, provider: str) -> int:
+    """A price as it can be paid: whole fen where a provider takes it, rounded up."""
     return -(-price // FEN_MICROCNY) * FEN_MICROCNY if provider in TAKING else price
 
 

@@ -4,6 +4,7 @@ from itertools import islice
 
 import msgspec
 
+from fabric.gate import purchases
 from fabric.gate.core import Core
 from fabric.gate.payment_state import Notice, Payment, Suspense
 from fabric.gate.payment_views import NoticeView, PaymentView, RefundView, SuspenseView
@@ -78,6 +79,9 @@ def _payment(payment: Payment) -> PaymentView:
             for each in payment.refunds
         ),
         why=payment.why,
+        buys=purchases.called(payment),
+        bundle="" if payment.bundle is None else payment.bundle.name,
+        subscription=payment.subscription,
     )
 
 

@@ -3,15 +3,13 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import COMPUTE, Mode, Overflow, Plan, Restriction
-from fabric.charging.packages import format_llm_tokens
+from fabric.charging.catalogue import COMPUTE, Bundle, Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import organisations, packages, refusals, shares
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.core import Core
-from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp, VoidLot
+from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp
 from fabric.gate.instructions import Accepted, Outcome, Refusal
-from fabric.gate.payments import TAKING
 from fabric.gate.state import Account
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer, funding
 from fabric.ledger import packages as ledgers
@@ -152,62 +150,36 @@ def _ungrantable(core: Core, event: Grant) -> Refusal | None:
     return None
 
 
-def void(core: Core, event: VoidLot) -> Outcome:
-    """Take back what is unused of a lot that was booked by mistake, with its part of the price."""
-    ledger = ledgers.with_lot(core.book, event.lot_id)
-    lot = None if ledger is None else ledger.lots[event.lot_id]
-    if ledger is None or lot is None or lot.account_id != event.account_id:
-        return refusals.not_found("lot", event.lot_id)
-    if not 0 < len(event.reason.strip()) <= REASON_MAX:
-        return refusals.invalid(f"say why, in 1 to {REASON_MAX} characters: it is kept for ever", code="invalid_reason")
-    amount_uhs = lot.free_uhs if event.amount_uhs is None else event.amount_uhs
-    shown = format_ct if ledger is core.book else format_llm_tokens
-    if not 0 < amount_uhs <= lot.free_uhs:
-        return refusals.conflict(
-            f"of lot {lot.lot_id} {shown(lot.free_uhs)} tokens are unused, {shown(lot.held_uhs)} held and"
-            f" {shown(lot.captured_uhs)} used: only what is unused can be voided"
-            + (f", not {shown(amount_uhs)}" if event.amount_uhs is not None else ""),
-            code="not_unused",
-            free_uhs=lot.free_uhs,
-            held_uhs=lot.held_uhs,
-            captured_uhs=lot.captured_uhs,
-        )
-    ahead = next((record.ahead for record in core.state.subscriptions if lot.lot_id in record.ahead), [lot.lot_id])
-    if ahead[-1] != lot.lot_id:
-        return refusals.conflict(
-            f"later cycles than that of lot {lot.lot_id} are paid: void {ahead[-1]} first", code="not_the_last"
-        )
-    if lot.terms.channel in TAKING:
-        return refusals.conflict(
-            f"lot {lot.lot_id} was paid at {lot.terms.channel}: refund its payment, which takes it back and its price with it"
-            " (fabric ops payments refund)",
-            code="refund_instead",
-        )
-    price = funding.void(ledger, lot.lot_id, amount_uhs=amount_uhs, now_us=core.now_us)
-    for record in core.state.subscriptions:
-        if lot.lot_id in record.ahead and not lot.free_uhs:
-            record.ahead.remove(lot.lot_id)
-    return Accepted(facts={"voided_uhs": amount_uhs, "price_microcny": price})
-
-
 def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
     """All parts in linked transfers, or none."""
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    bundle = core.catalogue.bundle(event.bundle)
+    bundle = bundle_named(core, event.bundle)
+    return bundle if isinstance(bundle, Refusal) else sell_bundle(core, account, bundle, channel=event.channel)
+
+
+def bundle_named(core: Core, name: str) -> Bundle | Refusal:
+    """What is sold under that name."""
+    bundle = core.catalogue.bundle(name)
     if bundle is None:
         known = ", ".join(each.name for each in core.catalogue.bundles) or "none"
-        return refusals.invalid(f"there is no bundle {event.bundle!r}: choose of {known}", code="unknown_bundle")
+        return refusals.invalid(f"there is no bundle {name!r}: choose of {known}", code="unknown_bundle")
+    return bundle
+
+
+def sell_bundle(core: Core, account: Account, bundle: Bundle, *, channel: str, over_microcny: int = 0) -> Outcome:
+    """Book all of its parts; `over_microcny` was paid beyond its price, for whole fen."""
     bought = plans.bundle_grants(bundle, now_us=core.now_us)
     granted_uhs = sum(lot.amount_uhs for lot in bought.lots if lot.asset == COMPUTE)
     if refusal := full(core, account, granted_uhs) or packages.no_room(core, account, bought.lots):
         return refusal
-    if not core.book.has_room_for(granted_uhs, price_microcny=bundle.price_microcny):
+    if not core.book.has_room_for(granted_uhs, price_microcny=bundle.price_microcny + over_microcny):
         return refusals.beyond_int64()
     first: int | None = None
     for lot in bought.lots:
-        terms = _terms(account, lot, origin=Origin.BUNDLE, channel=event.channel)
+        beyond = over_microcny if first is None else 0
+        terms = _terms(account, lot, origin=Origin.BUNDLE, channel=channel, beyond_microcny=beyond)
         answer = book_terms(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first, asset=lot.asset)
         assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
@@ -218,12 +190,13 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
             account.account_id,
             ref=f"{part.amount} {part.asset}",
             price_microcny=part.price_microcny,
-            channel=event.channel,
+            channel=channel,
             now_us=core.now_us,
             linked_to=first,
         )
         first = first or (sold.transfer_id if sold else None)
-    paid = sum(lot.price_microcny for lot in bought.lots) + sum(part.price_microcny for part in bought.entitlements)
+    paid = over_microcny + sum(lot.price_microcny for lot in bought.lots)
+    paid += sum(part.price_microcny for part in bought.entitlements)
     ends = [lot.expires_at_us for lot in bought.lots] + [part.expires_at_us for part in bought.entitlements]
     facts: dict[str, Fact] = {"price_microcny": paid, "expires_at_us": min(ends), **packages.told(bought.lots)}
     return Accepted(granted_uhs=granted_uhs, facts=facts)
@@ -332,7 +305,7 @@ def book_terms(
     return answer
 
 
-def _terms(account: Account, lot: LotTerms, *, origin: Origin, channel: str) -> Terms:
+def _terms(account: Account, lot: LotTerms, *, origin: Origin, channel: str, beyond_microcny: int = 0) -> Terms:
     return Terms(
         origin=origin,
         tier=account.plan,
@@ -340,7 +313,7 @@ def _terms(account: Account, lot: LotTerms, *, origin: Origin, channel: str) -> 
         scope=scope_of(lot.restriction),
         effective_at_us=lot.effective_at_us,
         expires_at_us=lot.expires_at_us,
-        price_microcny=lot.price_microcny,
+        price_microcny=lot.price_microcny + beyond_microcny,
         channel=channel,
     )
 

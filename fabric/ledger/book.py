@@ -28,11 +28,7 @@ class Book(Ledger, kw_only=True, dict=True):
     close_period = funding.close_period
 
     # what goes back
-    take_back = paybacks.take_back
-    worth_of = paybacks.worth_of
     pay_out = paybacks.pay_out
-    charge_back = paybacks.charge_back
-    reinstate = paybacks.reinstate
     set_aside = paybacks.set_aside
     keep = paybacks.keep
 

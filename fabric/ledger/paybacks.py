@@ -103,7 +103,15 @@ def _move(
 
 
 def charge_back(
-    ledger: Ledger, lot_id: str, *, ref: str, amount_microcny: int, owed_uhs: int, now_us: int
+    ledger: Ledger,
+    lot_id: str,
+    *,
+    ref: str,
+    amount_microcny: int,
+    owed_uhs: int,
+    now_us: int,
+    price_microcny: int | None = None,
+    is_money: bool = True,
 ) -> tuple[int, int]:
     """A part of what was paid for a lot is gone: of as much of the lot the unused is frozen, and the rest owed.
 
@@ -111,16 +119,18 @@ def charge_back(
         ledger: what is changed.
         lot_id: a lot of this book that was paid for.
         ref: what the payment is called.
-        amount_microcny: more than 0, and at most the lot's price.
+        amount_microcny: more than 0, and at most the price.
         owed_uhs: what is owed already for an earlier part.
         now_us: when.
+        price_microcny: of all that was paid for at once; None = the lot's own.
+        is_money: whether the money is booked, too; once for all lots that were paid for at once.
 
     Returns:
         What was frozen, and what is owed more.
     """
     lot = ledger.lots[lot_id]
     account = ledger.accounts[lot.account_id]
-    share_uhs = -(-lot.granted_uhs * amount_microcny // lot.terms.price_microcny)
+    share_uhs = -(-lot.granted_uhs * amount_microcny // (price_microcny or lot.terms.price_microcny))
     frozen_uhs = min(lot.free_uhs, share_uhs)
     more_uhs = max(0, min(share_uhs - frozen_uhs, lot.held_uhs + lot.captured_uhs - owed_uhs))
     lot.charged_back = True
@@ -139,24 +149,25 @@ def charge_back(
             flags=("frozen",),
         )
     account.charged_back_uhs += more_uhs
-    postings.post(
-        ledger,
-        "charge_back",
-        account_id=account.account_id,
-        ref=ref,
-        at_us=now_us,
-        tokens={"debt": -more_uhs, "issued": more_uhs},
-        money={"cash": -amount_microcny, "revenue": amount_microcny},
-        channel=lot.terms.channel,
-    )
+    if more_uhs or is_money:
+        postings.post(
+            ledger,
+            "charge_back",
+            account_id=account.account_id,
+            ref=ref,
+            at_us=now_us,
+            tokens={"debt": -more_uhs, "issued": more_uhs},
+            money={"cash": -amount_microcny, "revenue": amount_microcny} if is_money else {},
+            channel=lot.terms.channel,
+        )
     return frozen_uhs, more_uhs
 
 
 def reinstate(
     ledger: Ledger, lot_id: str, *, ref: str, amount_microcny: int, thaw_uhs: int, forgive_uhs: int, now_us: int
 ) -> int:
-    """Money that was charged back has come again: what was frozen is free, as far as the lot is still good, and what was owed
-    isn't any more.
+    """Money that was charged back has come again (0: it is booked with another lot): what was frozen is free, as far as the lot
+    is still good, and what was owed isn't any more.
 
     Returns how much of `forgive_uhs` had been paid meanwhile: the account has it to get back.
     """
@@ -171,17 +182,18 @@ def reinstate(
             ledger.deadlines.watch_lot(lot)
         lot.free_uhs += thaw_uhs
         burn_again(ledger, account, lot)
-    postings.post(
-        ledger,
-        "reinstate",
-        account_id=account.account_id,
-        ref=ref,
-        at_us=now_us,
-        tokens={"debt": forgiven_uhs, "available": thaw_uhs, "issued": -forgiven_uhs - thaw_uhs},
-        money={"cash": amount_microcny, "revenue": -amount_microcny},
-        channel=lot.terms.channel,
-        lots=(LotShare(lot_id, thaw_uhs),) if thaw_uhs else (),
-    )
+    if amount_microcny or forgiven_uhs or thaw_uhs:
+        postings.post(
+            ledger,
+            "reinstate",
+            account_id=account.account_id,
+            ref=ref,
+            at_us=now_us,
+            tokens={"debt": forgiven_uhs, "available": thaw_uhs, "issued": -forgiven_uhs - thaw_uhs},
+            money={"cash": amount_microcny, "revenue": -amount_microcny},
+            channel=lot.terms.channel,
+            lots=(LotShare(lot_id, thaw_uhs),) if thaw_uhs else (),
+        )
     return forgive_uhs - forgiven_uhs
 
 

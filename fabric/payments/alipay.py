@@ -33,13 +33,13 @@ from fabric.errors import InvalidConfig, Unavailable
 from fabric.gate.payment_events import PaymentState, Said
 from fabric.gate.payment_views import PaymentView, RefundView
 from fabric.payments.port import TIMEOUT_S, Forged, Started, fen_of
-from fabric.units import format_ct
 
 NAME: Final = "alipay"
 GATEWAY: Final = "https://openapi.alipay.com/gateway.do"
 CHINA: Final = timezone(timedelta(hours=8))
 """All its times are of."""
 RSA_BITS_MIN: Final = 2048
+SUBJECT_MAX: Final = 128
 BILL_BYTES_MAX: Final = 64 * 2**20
 _TAKEN: Final = ("TRADE_SUCCESS", "TRADE_FINISHED")
 _OK: Final = "10000"
@@ -91,7 +91,7 @@ class Alipay:
             "out_trade_no": payment.payment_id,
             "product_code": "FAST_INSTANT_TRADE_PAY",
             "total_amount": _yuan(payment.price_microcny),
-            "subject": f"{format_ct(payment.amount_uhs)} compute tokens",
+            "subject": payment.buys[:SUBJECT_MAX],
             "time_expire": _moment(payment.until_us),
         }
         pages = {"notify_url": self._notify_url, "return_url": self._return_url}

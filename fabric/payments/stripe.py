@@ -15,7 +15,6 @@ from fabric.errors import Unavailable
 from fabric.gate.payment_events import PaymentState, Said
 from fabric.gate.payment_views import PaymentView, RefundView
 from fabric.payments.port import TIMEOUT_S, Forged, Started, fen_of
-from fabric.units import format_ct
 
 T = TypeVar("T")
 
@@ -153,7 +152,7 @@ class Stripe:
                     "price_data": {
                         "currency": payment.currency.lower(),
                         "unit_amount": fen_of(payment.price_microcny),
-                        "product_data": {"name": f"{format_ct(payment.amount_uhs)} compute tokens"},
+                        "product_data": {"name": payment.buys},
                     },
                 }
             ],

@@ -14,6 +14,7 @@ from fabric.sdk.fabric import Fabric, connect, current
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.options import Limits, Resources
+from fabric.sdk.payment import Payment
 
 __all__ = [
     "Balance",
@@ -23,6 +24,7 @@ __all__ = [
     "Job",
     "Lease",
     "Limits",
+    "Payment",
     "Purchase",
     "Quote",
     "Resources",

@@ -21,6 +21,7 @@ from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.options import Limits, More, Resources, merged
 from fabric.sdk.packing import Packed, pack_files, pack_program, script_command
+from fabric.sdk.payment import Payment, ask, known
 from fabric.sdk.ray_use import needs_own_ray
 from fabric.sdk.request import (
     STOP_SIGNAL_VARIABLE,
@@ -244,9 +245,23 @@ class Fabric:
         return balance_of(self.client.call(pb.BalanceRequest(), pb.BalanceReply))
 
     def top_up(self, tokens: Tokens, *, payment_ref: str = "") -> Purchase:
-        """Buy tokens at the price of the account's plan; what they cost, how long they are good, and what there is now."""
+        """Buy tokens at the price of the account's plan; what they cost, how long they are good, and what there is now. Where
+        payments are taken by a provider, `pay` for them.
+        """
         request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
         return purchase_of(request.amount_uhs, facts_of(self.client.call(request, pb.Accepted)))
+
+    def pay(
+        self, tokens: Tokens | None = None, *, bundle: str = "", subscription: str = "", request_id: str | None = None
+    ) -> Payment:
+        """Ask to pay for tokens (at the price of the account's plan), or a bundle, or the next cycle of a subscription, which
+        begins with it: one of them. `payment.url` says where. Asked again with the same `request_id`, it is the same payment.
+        """
+        return ask(self.client, tokens, bundle=bundle, subscription=subscription, request_id=request_id)
+
+    def payment(self, payment_id: str) -> Payment:
+        """A payment of the account that was asked for before. `NotFound` if there is none."""
+        return known(self.client, payment_id)
 
     def usage(
         self, *, job_id: str = "", since: dt.datetime | None = None, until: dt.datetime | None = None

@@ -1648,14 +1648,18 @@ class ClosePeriodRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., period: _Optional[str] = ...) -> None: ...
 
 class AskPaymentRequest(_message.Message):
-    __slots__ = ("request_id", "amount_uhs", "provider")
+    __slots__ = ("request_id", "amount_uhs", "provider", "bundle", "subscription")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     amount_uhs: int
     provider: str
-    def __init__(self, request_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., provider: _Optional[str] = ...) -> None: ...
+    bundle: str
+    subscription: str
+    def __init__(self, request_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., provider: _Optional[str] = ..., bundle: _Optional[str] = ..., subscription: _Optional[str] = ...) -> None: ...
 
 class GetPaymentRequest(_message.Message):
     __slots__ = ("payment_id",)

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from fabric.errors import Conflict, FabricError, NotFound, PermissionDenied
+from fabric.errors import Conflict, FabricError, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import Configure, VoidLot
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payment_events import PaymentState, PaymentTold, Said
@@ -71,6 +71,25 @@ def test_a_customer_asks_pays_and_has_its_tokens_once(shop, api):
     assert caught.value.code == "forged_notice"
     with pytest.raises(NotFound):
         notice(shop, *signed, provider="alipay", key=gateway)
+
+
+def test_a_program_asks_to_pay_and_waits(shop, api):
+    fabric = shop.fabric()
+    asked = [fabric.pay("2", request_id="once"), fabric.pay(bundle="edge"), fabric.pay(subscription="monthly")]
+    assert fabric.pay("2", request_id="once").id == asked[0].id, "asked again it is the same"
+    gateway = shop.key("op", "gw", scopes=(KeyScope.GATEWAY,), operator=True)
+    for payment in asked:
+        assert payment.state == "pending"
+        assert payment.url.endswith(payment.document()["provider_ref"])
+        with pytest.raises(TimeoutError):
+            payment.wait(timeout=0)
+        notice(shop, *api.pays(payment.document()["provider_ref"]), key=gateway)
+        assert payment.wait(timeout=5).state == "paid"
+    assert fabric.payment(asked[1].id).buys == asked[1].buys
+    assert shop.port.gate.state.subscriptions[0].is_renewed
+    for wrong in ({}, {"tokens": "1", "bundle": "edge"}):
+        with pytest.raises(InvalidRequest):
+            fabric.pay(**wrong)
 
 
 def test_nobody_sees_or_moves_anothers_payments(shop):
@@ -144,7 +163,9 @@ def test_a_notice_has_a_bound(shop):
 
 def test_commands_pay_show_and_top_up_by_themselves(run, house):
     paid = run("topup", "2", "--pay")
-    assert "2 CT bought for 1.00 CNY" in paid.output
+    assert "2 tokens bought for 1.00 CNY" in paid.output
+    assert "bought for" in run("bundle", "edge", "--pay").output
+    assert "a cycle of monthly bought for" in run("subscribe", "monthly", "--pay").output
     assert "paid" in run("payments").output
     assert "tops up" in run("auto-topup", "10", "--below", "1", "--month-max", "20").output
     assert json.loads(run("payments", "--json").output)["payments"][0]["state"] == "paid"

@@ -17,19 +17,32 @@ class PaymentRules(Driver):
         super().__init__()
         self.asked, self.paid_for = [], {}
 
-    @rule(account=accounts, seconds=st.sampled_from([-1, 7, 700]))
-    def ask_payment(self, account, seconds):
+    @rule(
+        account=accounts,
+        wanted=st.sampled_from(
+            [
+                {"amount_uhs": -S},
+                {"amount_uhs": 7 * S},
+                {"amount_uhs": 700 * S},
+                {"bundle": "edge"},
+                {"subscription": "weekly"},
+                {"subscription": "daily"},
+            ]
+        ),
+    )
+    def ask_payment(self, account, wanted):
         self.do(Tick())
         name = self.name("y")
-        event = AskPayment(payment_id=name, account_id=account, provider="operator", amount_uhs=seconds * S)
-        outcome = self.ask(event)
-        if seconds < 0:
+        outcome = self.ask(
+            AskPayment(payment_id=name, account_id=account, provider="operator", **{"amount_uhs": 0, **wanted})
+        )
+        if wanted.get("amount_uhs", 0) < 0:
             assert outcome.code == "invalid_amount"
         elif isinstance(outcome, Accepted):
             assert not self.decisions[-1].transfers, "nothing is booked before it is paid"
             self.asked.append((name, account, outcome.facts["price_microcny"]))
         else:
-            assert outcome.code in ("too_many_payments", "account_full")
+            assert outcome.code in ("too_many_payments", "account_full", "paid_ahead")
 
     @precondition(lambda self: self.asked)
     @rule(
@@ -57,12 +70,15 @@ class PaymentRules(Driver):
             reinstated=charged * again,
         )
         outcome = self.ask(PaymentTold(said=said))
-        bought = sum(transfer.kind == "top_up" for transfer in self.decisions[-1].transfers)
+        kinds = {"top_up", "bundle", "subscription"}
+        bought = any(transfer.kind in kinds for transfer in self.decisions[-1].transfers)
         if state == "paid" and off:
             assert isinstance(outcome, Refusal)
         else:
             assert isinstance(outcome, Accepted)
-            first = state == "paid" and name not in self.paid_for
+            payment = self.state.till.payments[name]
+            first = state == "paid" and name not in self.paid_for and not payment.aside
+            assert not payment.aside or payment.subscription, "only a cycle can be one too many"
             assert bought == first
             if first:
                 self.paid_for[name] = account
@@ -74,7 +90,7 @@ class PaymentRules(Driver):
         name, account, _ = self.asked[-1 - pick % len(self.asked)]
         amount = None if seconds is None else seconds * S
         payment = self.state.till.payments[name]
-        free = self.book.lots[payment.lot_id].free_uhs if payment.lot_id else 0
+        free = sum(self.book.lots[part.lot_id].free_uhs for part in payment.parts) if payment.lot_id else 0
         outcome = self.ask(RefundPayment(payment_id=name, account_id=account, amount_uhs=amount, reason="asked for"))
         if isinstance(outcome, Accepted):
             assert 0 < outcome.facts["amount_uhs"] <= free

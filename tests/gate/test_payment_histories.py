@@ -10,9 +10,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabric.charging.catalogue import Bundle, Component, Cycle, Subscription
 from fabric.gate import Gate, derived
 from fabric.gate.account_events import OpenAccount
-from fabric.gate.events import Tick, TopUp
+from fabric.gate.events import Tick, TopUp, Unsubscribe
 from fabric.gate.payment_events import (
     AskPayment,
     PaymentStarted,
@@ -25,10 +26,35 @@ from fabric.gate.payment_events import (
 )
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold
 from fabric.ledger import Service, Use
-from tests.gate.world import CONFIGURE, DAY, T0, S
+from tests.gate.world import CONFIGURE, DAY, INFERENCE, T0, S
 
 PAYMENTS = ("p0", "p1", "p2")
 PRICE = 1_000_000
+PAIR = Bundle(
+    name="pair",
+    price_microcny=PRICE,
+    components=(
+        Component(asset="CT", amount=3_000 * S, share_microcny=500_000, lifetime_days=9, restriction=INFERENCE),
+        Component(asset="CT", amount=4_000 * S, share_microcny=400_000, lifetime_days=30),
+        Component(asset="llm:tiny@1000/100/4000/4000", amount=9_000, share_microcny=60_000, lifetime_days=9),
+        Component(asset="5g-min", amount=600, share_microcny=40_000, lifetime_days=9),
+    ),
+)
+CYCLE = Subscription(
+    name="cycle",
+    plan="starter",
+    price_microcny=PRICE,
+    amount_uhs=6_000 * S,
+    cycle=Cycle.DAYS,
+    cycle_days=8,
+    rollover_max_uhs=500 * S,
+)
+OFFERS = msgspec.structs.replace(CONFIGURE.catalogue, bundles=(PAIR,), subscriptions=(CYCLE,))
+BOUGHT = {
+    "p0": {"amount_uhs": 7_200 * S},
+    "p1": {"amount_uhs": 0, "bundle": "pair"},
+    "p2": {"amount_uhs": 0, "subscription": "cycle"},
+}
 FEN = 10_000
 USE = Use(service=Service.INFERENCE)
 
@@ -61,7 +87,8 @@ DEEDS = st.one_of(
     st.tuples(st.just("buy"), st.integers(1, 3_000), st.none()),
     st.tuples(st.just("auto"), st.integers(1, 9_000), st.booleans()),
     st.tuples(st.just("auto_word"), st.sampled_from(["paid", "declined", "expired"]), st.none()),
-    st.tuples(st.just("wait"), st.sampled_from([1, 3_600, 20 * 86_400]), st.none()),
+    st.tuples(st.just("end"), st.none(), st.none()),
+    st.tuples(st.just("wait"), st.sampled_from([1, 3_600, 5 * 86_400, 20 * 86_400]), st.none()),
 )
 
 
@@ -78,11 +105,11 @@ class History:
 
     def __init__(self, worlds):
         self.worlds, self.gate, self.now, self.made = worlds, Gate(), T0, 0
-        self.cash, self.lots, self.open = defaultdict(int), [], []
-        self.do(msgspec.structs.replace(CONFIGURE, payments="stripe"))
+        self.cash, self.open = defaultdict(int), []
+        self.do(msgspec.structs.replace(CONFIGURE, payments="stripe", catalogue=OFFERS))
         self.do(OpenAccount(account_id="ada", name="", plan="starter"))
         for payment in PAYMENTS:
-            self.do(AskPayment(payment_id=payment, account_id="ada", provider="stripe", amount_uhs=7_200 * S))
+            self.do(AskPayment(payment_id=payment, account_id="ada", provider="stripe", **BOUGHT[payment]))
 
     def do(self, event):
         restored = Gate.restore(self.gate.snapshot())
@@ -95,7 +122,6 @@ class History:
             for leg in transfer.postings:
                 if leg.asset != "CT":
                     self.cash[leg.account, leg.asset] += leg.amount
-            self.lots += [transfer.ref] * (transfer.kind == "top_up")
         account = self.gate.state.book.accounts.get("ada")
         for rule in self.gate.state.till.auto.values():
             assert rule.month_uhs <= rule.month_max_uhs
@@ -134,10 +160,13 @@ class History:
                 rule = {"threshold_uhs": what * S, "amount_uhs": 700 * S, "month_max_uhs": 1_500 * S}
                 self.do(SetAutoTopUp(account_id="ada", on=more, **rule))
             case "auto_word":
-                rule = self.gate.state.till.auto.get("ada")
-                if rule is not None and rule.payment_id:
-                    price = self.gate.state.till.payments[rule.payment_id].price_microcny
-                    self.do(told(rule.payment_id, {"state": what}, price))
+                open_ones = [
+                    each for each in self.gate.state.till.payments.values() if each.auto and each.is_unfinished
+                ]
+                if open_ones:
+                    self.do(told(open_ones[-1].payment_id, {"state": what}, open_ones[-1].price_microcny))
+            case "end":
+                self.do(Unsubscribe(account_id="ada", subscription="cycle"))
             case "wait":
                 self.now += what * S
                 self.do(Tick())
@@ -186,10 +215,11 @@ def test_each_payment_is_booked_once_whatever_is_heard_of_it_and_in_what_order(w
         foreign += unknown.amount if unknown.currency != "CNY" else 0
     assert story.cash["cash/stripe", "CNY"] == expected
     assert story.cash["cash/stripe", "USD"] == foreign
-    lots = [payment.lot_id for payment in till.payments.values() if payment.lot_id]
+    lots = [part.lot_id for payment in till.payments.values() if payment.lot_id for part in payment.parts]
     assert len(lots) == len(set(lots))
-    bought = [lot for lot in book.lots.values() if lot.terms.channel == "stripe"]
-    assert sorted(lot.lot_id for lot in bought) == sorted(lots), "one lot for each, and none beside"
+    ledgers = (book, *book.packages.values())
+    bought = [lot for each in ledgers for lot in each.lots.values() if lot.terms.channel == "stripe"]
+    assert sorted(lot.lot_id for lot in bought) == sorted(lots), "its lots for each, and none beside"
     aside_cny = sum(each.amount for each in till.suspense.values() if each.currency == "CNY" and not each.settled)
     due = sum(payment.refunds_due_microcny for payment in till.payments.values())
     assert story.cash["suspense/stripe", "CNY"] == -aside_cny - due, "what stands aside is named"
