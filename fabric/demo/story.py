@@ -18,6 +18,7 @@ from fabric.demo import tables
 from fabric.demo.tables import console, heading
 from fabric.errors import InsufficientTokens
 from fabric.sdk import Fabric, Job, connect
+from fabric.units import format_cny
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
 
@@ -48,9 +49,12 @@ def tell(found: daemon.Running, *, steps: int) -> None:
         heading(1, "An account, its own API key, and a Starter pack")
         key = _open_account(operator)
         with connect(found.address, key, found.ca) as fabric:
-            fabric.top_up(STARTER_CT, payment_ref="demo")
+            paid = fabric.pay(STARTER_CT).wait(SETTLED_S)
             balance = fabric.balance()
-            console.print(f"   acme bought {STARTER_CT} tokens: {balance.free_ct} free, plan {balance.plan}")
+            console.print(
+                f"   acme paid {format_cny(paid.price_microcny)} CNY for {paid.buys} at the {paid.document()['provider']}, the payment"
+                f" stand-in of this machine: {balance.free_ct} free, plan {balance.plan}"
+            )
 
             heading(2, "A quote before anything runs")
             console.print(tables.quoted(fabric, tokens=LIMIT_CT, accelerators="H100:1"))

@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fabric.errors import InvalidConfig, Unavailable
 from fabric.gate.payment_events import PaymentState, Said
 from fabric.gate.payment_views import PaymentView, RefundView
-from fabric.payments.port import TIMEOUT_S, Forged, Started, fen_of
+from fabric.payments.port import HOUR_US, TIMEOUT_S, Forged, Started, fen_of
 
 NAME: Final = "alipay"
 GATEWAY: Final = "https://openapi.alipay.com/gateway.do"
@@ -41,13 +41,15 @@ CHINA: Final = timezone(timedelta(hours=8))
 RSA_BITS_MIN: Final = 2048
 SUBJECT_MAX: Final = 128
 BILL_BYTES_MAX: Final = 64 * 2**20
+BILL_AT: Final = time(10)
+"""By then yesterday's bill is there (https://developer.aliyun.com/article/707638)."""
 _TAKEN: Final = ("TRADE_SUCCESS", "TRADE_FINISHED")
 _OK: Final = "10000"
 _NOT_THERE: Final = ("ACQ.TRADE_NOT_EXIST",)
 _DAYS_MAX: Final = 32
 _TRADE_NO, _OURS, _KIND, _AMOUNT = "支付宝交易号", "商户订单号", "业务类型", "订单金额（元）"
 _REFUND: Final = "退款批次号/请求号"
-"""Columns of the daily bill."""
+"""Columns of the daily bill (bill_type trade, a zip of tables in GBK): https://opendocs.alipay.com/open/204/106262."""
 
 
 class Alipay:
@@ -55,6 +57,7 @@ class Alipay:
 
     name = NAME
     thanks = b"success"
+    listed_after_us = 27 * HOUR_US
 
     def __init__(
         self,
@@ -130,8 +133,17 @@ class Alipay:
         )
 
     async def list(self, from_us: int, until_us: int) -> tuple[Said, ...]:
-        """From its daily bills, which are there the morning after; of days of China."""
+        """From its daily bills, of days of China. One is written the morning after, and asked for earlier it is said not to exist,
+        as one is of a day on which nothing was sold.
+        """
         day, last = (_at(at_us).date() for at_us in (from_us, until_us - 1))
+        written = datetime.combine(last + timedelta(days=1), BILL_AT, CHINA)
+        if _at(self._now_us()) < written:
+            raise Unavailable(
+                f"Alipay writes its bill of {last} by {written:%Y-%m-%d %H:%M} in China: reconcile an earlier time"
+                " (--until)",
+                code="not_listed_yet",
+            )
         rows: list[Mapping[str, str]] = []
         for _ in range(_DAYS_MAX):
             if day > last:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from fabric.gate.payment_events import PaymentState, Said
 from fabric.gate.payment_views import PaymentView, RefundView
 from fabric.gate.payments import OPERATOR, SANDBOX
-from fabric.payments.port import Forged, Started
+from fabric.payments.port import SOON_US, Forged, Started
 
 
 class Sandbox:
@@ -13,6 +13,7 @@ class Sandbox:
 
     name = SANDBOX
     thanks = b""
+    listed_after_us = SOON_US
 
     async def start(self, payment: PaymentView, *, before: PaymentView | None) -> Started:  # noqa: ARG002 - the port's
         return Started(payment.payment_id, "", _said(payment, PaymentState.PAID))
@@ -35,6 +36,7 @@ class Operator:
 
     name = OPERATOR
     thanks = b""
+    listed_after_us = SOON_US
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us

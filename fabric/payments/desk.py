@@ -20,17 +20,14 @@ from fabric.gate.payment_views import PaymentView
 from fabric.gate.payments import TAKING
 from fabric.gate.questions import PaymentsOf
 from fabric.gate.reconciling import LISTED_MAX
-from fabric.payments.port import Takers
+from fabric.payments.port import HOUR_US, Takers
 from fabric.units import AccountId
 
 CARRY_ON_S: Final = 5.0
 """Between two looks at what is unfinished."""
 FRESH_US: Final = 5_000_000
 """What was asked so short a time ago is being started by whoever asked."""
-HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
-SETTLED_US: Final = 12 * HOUR_US
-"""A day of UTC is reconciled when it is over for so long: providers' lists are whole by then."""
 ASKED_BEFORE_US: Final = 31 * DAY_US
 """Nothing is asked so long before it is paid."""
 PAYMENTS_MAX: Final = 100_000
@@ -136,8 +133,8 @@ class PaymentDesk:
         return dict(found)
 
     async def reconcile_daily(self) -> None:
-        """Reconcile the newest day that is over for long enough, if that wasn't done."""
-        until_us = (self._now_us() - SETTLED_US) // DAY_US * DAY_US
+        """Reconcile the newest day of which its provider's list is whole, if that wasn't done."""
+        until_us = (self._now_us() - self._providers[self.chosen].listed_after_us) // DAY_US * DAY_US
         if self.chosen in TAKING and until_us > self._reconciled_us:
             found = await self.reconcile(until_us - DAY_US, until_us)
             self._reconciled_us = until_us

@@ -34,6 +34,8 @@ class PaymentProvider(Protocol):
     name: str
     thanks: bytes
     """What a notice that was booked is answered with."""
+    listed_after_us: int
+    """How long after a day of UTC its list of it is whole."""
 
     async def start(self, payment: PaymentView, *, before: PaymentView | None) -> Started:
         """Have the customer pay, or say again where it does.
@@ -53,7 +55,11 @@ class PaymentProvider(Protocol):
         """Pay a part back to where it came from; what it says then. None = that takes longer."""
 
     async def list(self, from_us: int, until_us: int) -> tuple[Said, ...]:
-        """All that it has taken in that time, with what became of each."""
+        """All that it has taken in that time, with what became of each.
+
+        Raises:
+            Unavailable: it doesn't answer, or has no list of all of that time yet.
+        """
 
     async def hear(self, headers: Mapping[str, str], body: bytes) -> tuple[Said, ...]:
         """What a notice says; () where it is of something else.
@@ -63,6 +69,10 @@ class PaymentProvider(Protocol):
             Unavailable: what it is about has to be asked, and the provider doesn't answer.
         """
 
+
+HOUR_US: Final = 3_600_000_000
+SOON_US: Final = 12 * HOUR_US
+"""Long enough for a list that is written as payments are made."""
 
 Takers = tuple[PaymentProvider, ...]
 """All of a fabric's: the first is the one that customers pay at."""

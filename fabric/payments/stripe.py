@@ -14,7 +14,7 @@ from stripe import SignatureVerificationError
 from fabric.errors import Unavailable
 from fabric.gate.payment_events import PaymentState, Said
 from fabric.gate.payment_views import PaymentView, RefundView
-from fabric.payments.port import TIMEOUT_S, Forged, Started, fen_of
+from fabric.payments.port import SOON_US, TIMEOUT_S, Forged, Started, fen_of
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ class Stripe:
 
     name = NAME
     thanks = b"{}"
+    listed_after_us = SOON_US
 
     def __init__(
         self,

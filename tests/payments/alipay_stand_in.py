@@ -19,8 +19,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 APP_ID = "2021000000000001"
 HEADER = (
-    "支付宝交易号,商户订单号,业务类型,商品名称,创建时间,完成时间,订单金额（元）,商家实收（元）,退款批次号/请求号,备注"
+    "支付宝交易号,商户订单号,业务类型,商品名称,创建时间,完成时间,门店编号,门店名称,操作员,终端号,对方账户,订单金额（元）,"
+    "商家实收（元）,支付宝红包（元）,集分宝（元）,支付宝优惠（元）,商家优惠（元）,券核销金额（元）,券名称,商家红包消费金额（元）,"
+    "卡消费金额（元）,退款批次号/请求号,服务费（元）,分润（元）,备注"
 )
+
+
+def row(trade_no, name, kind, amount, request=""):
+    """A line of the daily bill, in its columns."""
+    at = "2026-11-30 10:00:00"
+    return (
+        f"{trade_no}\t,{name}\t,{kind},tokens,{at},{at},,,,,a**@b.cn,{amount},{amount},0.00,0.00,0.00,0.00,0.00,,"
+        f"0.00,0.00,{request},-0.01,0.00,"
+    )
 
 
 def pair():
@@ -86,7 +97,7 @@ class AlipayStandIn:
     def pays(self, name):
         trade = self.trades[name]
         trade["status"] = "TRADE_SUCCESS"
-        self.rows.append(f"{trade['trade_no']}\t,{name}\t,交易,tokens,,,{trade['amount']},{trade['amount']},,")
+        self.rows.append(row(trade["trade_no"], name, "交易", trade["amount"]))
         return self.notice(name)
 
     def closes(self, name):
@@ -98,9 +109,7 @@ class AlipayStandIn:
         if request not in self.refunds:
             self.refunds[request] = fen
             trade["back"] += fen
-            self.rows.append(
-                f"{trade['trade_no']}\t,{name}\t,退款,tokens,,,-{fen / 100:.2f},-{fen / 100:.2f},{request},"
-            )
+            self.rows.append(row(trade["trade_no"], name, "退款", f"-{fen / 100:.2f}", request))
             if trade["back"] == round(float(trade["amount"]) * 100):
                 trade["status"] = "TRADE_CLOSED"
         return self.notice(name)

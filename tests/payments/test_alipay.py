@@ -12,7 +12,7 @@ from fabric.gate.payment_events import RefundPayment
 from fabric.payments.alipay import Alipay
 from fabric.payments.port import Forged
 from tests.gate.world import DAY, S
-from tests.payments.alipay_stand_in import APP_ID, AlipayStandIn, pair, pem_of, public_of
+from tests.payments.alipay_stand_in import APP_ID, AlipayStandIn, pair, pem_of, public_of, row
 from tests.payments.conftest import PRICE, TOKENS, Killed, Till
 
 FEN = PRICE // 10_000
@@ -158,21 +158,46 @@ async def test_a_refund_on_its_own_pages_is_heard_of(desk, till, api):
 
 
 async def test_a_day_is_reconciled_against_its_bill(desk, till, api):
-    assert (await desk.reconcile(till.now - S, till.now + S))["matched"] == 0, "a day without a bill"
+    begins = till.now - S
+    till.now += 2 * DAY
+    assert (await desk.reconcile(begins, begins + 2 * S))["matched"] == 0, "a day without a bill"
+    till.now -= 2 * DAY
     await paid(desk, till, api)
     _, url = await desk.pay(till.asks("p2"))
     api.pays(api.opens(url))
     api.gives_back("p1", 25)
-    found = await desk.reconcile(till.now - S, till.now + S)
+    till.now += 2 * DAY
+    found = await desk.reconcile(begins, begins + 2 * S)
     assert found == {"matched": 0, "missing_here": 1, "missing_there": 0, "different": 1}
     assert (till.free(), till.cash["cash/alipay"]) == (TOKENS * 7 // 4, 2 * PRICE - 250_000)
-    assert (await desk.reconcile(till.now - S, till.now + S))["matched"] == 2
+    begins = till.now - S
+    till.now += 2 * DAY
+    assert (await desk.reconcile(begins - 2 * DAY, begins + 2 * S))["matched"] == 2
+
+
+async def test_a_bill_that_is_not_written_yet_is_no_day_without_sales(desk, till, api):
+    """Asked for early it is said not to exist: what was paid that day was then told to be missing there."""
+    day_us = till.now // DAY * DAY
+    till.now = day_us + 20 * 3_600 * S
+    await paid(desk, till, api)
+    bill, api.rows = api.rows, []
+    for hours in (24 + 13, 24 + 25):
+        till.now = day_us + hours * 3_600 * S
+        with pytest.raises(Unavailable) as caught:
+            await desk.reconcile(day_us, day_us + DAY)
+        assert caught.value.code == "not_listed_yet"
+        await desk.reconcile_daily()
+    assert till.suspense() == []
+    api.rows, till.now = bill, day_us + (24 + 27) * 3_600 * S
+    await desk.reconcile_daily()
+    assert till.suspense() == []
+    assert [each.matched for each in till.gate.state.till.reconciled][-1] == 1
 
 
 async def test_a_refund_that_is_younger_than_the_list_is_no_difference(desk, till, api):
     await paid(desk, till, api)
     bill = list(api.rows)
-    begins, till.now = till.now - S, till.now + DAY
+    begins, till.now = till.now - S, till.now + 2 * DAY
     till.take(RefundPayment(payment_id="p1", account_id="ada", reason="asked"))
     await desk.carry_on(at_once=True)
     api.rows = bill
@@ -187,8 +212,9 @@ async def test_a_list_that_is_longer_than_an_event_is_reconciled_in_parts(till, 
         await paid(desk, till, api, f"p{number}")
     api.rows.pop(2)
     for name in ("x1", "x2", "x3"):
-        api.rows.append(f"{name}\t,{name}\t,交易,tokens,,,1.00,1.00,,")
-    found = await desk.reconcile(till.now - 60 * S, till.now + S)
+        api.rows.append(row(name, name, "交易", "1.00"))
+    begins, till.now = till.now - 60 * S, till.now + 2 * DAY
+    found = await desk.reconcile(begins, begins + 61 * S)
     assert found == {"matched": 4, "missing_here": 3, "missing_there": 1, "different": 0}
 
 
@@ -207,9 +233,9 @@ def test_a_key_that_is_none_is_refused_at_the_start(till, api):
 
 async def test_it_is_away_and_that_is_said_without_a_key(desk, till, api):
     await paid(desk, till, api)
-    api.down = True
+    api.down, begins, till.now = True, till.now - S, till.now + 2 * DAY
     with pytest.raises(Unavailable) as caught:
-        await desk.reconcile(till.now - S, till.now + S)
+        await desk.reconcile(begins, begins + 2 * S)
     assert "PRIVATE" not in str(caught.value)
 
 
