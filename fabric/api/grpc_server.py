@@ -7,8 +7,6 @@ often, and how what goes wrong is told.
 import asyncio
 import contextlib
 import time
-import traceback
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -23,18 +21,21 @@ from fabric.api import (
     job_calls,
     money_calls,
     operator_calls,
+    organisation_calls,
     payment_calls,
     policy_calls,
     serving_calls,
 )
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
+from fabric.api.roles import ROLES
 from fabric.api.service import ApiService
-from fabric.api.statuses import STATUS
 from fabric.api.tls import TlsPems
-from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
+from fabric.api.told_errors import refuse
+from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
-from fabric.wire import ERROR_METADATA, encode_error, keepalive
+from fabric.gate.roles import Role
+from fabric.wire import keepalive
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
 log = structlog.get_logger()
@@ -64,8 +65,6 @@ OPTIONS: Final = (
 )
 LOOKS_THROUGH: Final = 10
 _STOP_GRACE_S: Final = 2.0
-_DETAILS_CHARS_MAX: Final = 400
-_ERROR_BYTES_MAX: Final = 6_000
 
 
 class Call(NamedTuple):
@@ -78,6 +77,8 @@ class Call(NamedTuple):
     """What an operator's gateways say all the time: each stands for many callers, whose limits don't hold for it."""
     weight: int = 1
     """As how many requests it counts: some look through all that a customer has."""
+    roles: frozenset[Role] = frozenset()
+    """Who may ask for it at all: its row in `roles.ROLES`."""
 
     @property
     def operators_only(self) -> bool:
@@ -147,6 +148,12 @@ CALLS: Final[dict[str, Call]] = {
     "CreateKey": Call(operator_calls.create_key, _for(KeyScope.KEYS)),
     "ListKeys": Call(operator_calls.list_keys, _for(KeyScope.KEYS, KeyScope.READ), weight=LOOKS_THROUGH),
     "RevokeKey": Call(operator_calls.revoke_key, _ANY),
+    "GetOrganisation": Call(organisation_calls.get_organisation, _ANY),
+    "CreateProject": Call(organisation_calls.create_project, _for(KeyScope.KEYS)),
+    "CloseProject": Call(organisation_calls.close_project, _for(KeyScope.KEYS)),
+    "AddMember": Call(organisation_calls.add_member, _for(KeyScope.KEYS)),
+    "SetRole": Call(organisation_calls.set_role, _for(KeyScope.KEYS)),
+    "RemoveMember": Call(organisation_calls.remove_member, _for(KeyScope.KEYS)),
     "OpenAccount": Call(operator_calls.open_account, _OPERATOR),
     "SetShare": Call(operator_calls.set_share, _OPERATOR),
     "SetCohort": Call(operator_calls.set_cohort, _OPERATOR),
@@ -175,7 +182,8 @@ CALLS: Final[dict[str, Call]] = {
     "ReconcilePayments": Call(payment_calls.reconcile_payments, _OPERATOR),
     "PaymentNotice": Call(payment_calls.payment_notice, frozenset((KeyScope.GATEWAY,)), gateways=True),
 }
-"""Every call, what answers it, and which keys may ask for it: the one table of who may what at this door."""
+"""Every call, what answers it, and which keys may ask for it. Which roles may is in `roles.ROLES`."""
+CALLS.update({name: call._replace(roles=ROLES.get(name, frozenset())) for name, call in CALLS.items()})
 
 
 class RpcServer:
@@ -246,7 +254,7 @@ def _answering(door: ApiService, method: Method, call: Call) -> Callable[[Messag
                 request = await _request(door, method, call, caller, messages=messages, counted_as=counted_as)
                 return await call.run(door, caller, request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
-            await _refuse(context, method, error)
+            await refuse(context, method, error)
 
     return answer
 
@@ -266,7 +274,7 @@ def _streaming(door: ApiService, method: Method, call: Call) -> Callable[[Messag
                             checked_at = time.monotonic()
                         yield answer
         except Exception as error:  # noqa: BLE001  # as above
-            await _refuse(context, method, error)
+            await refuse(context, method, error)
 
     return answers
 
@@ -360,7 +368,7 @@ async def _caller(door: ApiService, call: Call, context: Context) -> Caller:
         raise
     if door.connections is not None:
         door.connections.showed_key(host, port, whose=caller.counted_as)
-    if caller.scopes.isdisjoint(call.scopes):
+    if caller.role not in call.roles or not (caller.operator or call.scopes & caller.scopes):
         raise _not_for_this(call, caller)
     return caller
 
@@ -368,28 +376,15 @@ async def _caller(door: ApiService, call: Call, context: Context) -> Caller:
 def _not_for_this(call: Call, caller: Caller) -> PermissionDenied:
     if call.operators_only and not caller.operator:
         return PermissionDenied("this is the operator's: use an operator key", code="operator_only")
+    if caller.role not in call.roles:
+        others = ", ".join(sorted(call.roles))
+        return PermissionDenied(
+            f"this key is of the role {caller.role}, and this is for {others}: use a key of one",
+            code="restricted_key",
+            key_id=caller.key_id,
+        )
     has, needed = (", ".join(sorted(scopes)) for scopes in (caller.scopes, call.scopes & OF_CUSTOMERS))
     whose = f"use one that has {needed}" if needed else "use the operator's own"
     return PermissionDenied(
         f"this key is for {has}, not for this: {whose}", code="restricted_key", key_id=caller.key_id
     )
-
-
-async def _refuse(context: Context, method: Method, error: Exception) -> None:
-    known = error if isinstance(error, FabricError) else _unexpected(method, error)
-    encoded = encode_error(known)
-    if len(encoded) > _ERROR_BYTES_MAX:
-        encoded = encode_error(type(known)(known.message[: _ERROR_BYTES_MAX // 4], code=known.code))
-    await context.abort(
-        STATUS.get(known.http_status, grpc.StatusCode.INTERNAL),
-        f"{known.code}: {known.message}"[:_DETAILS_CHARS_MAX],
-        trailing_metadata=((ERROR_METADATA, encoded),),
-    )
-
-
-def _unexpected(method: Method, error: Exception) -> Internal:
-    """Our own mistake: told by a number, and logged under it. The traceback is text, so no log shows local variables."""
-    number = uuid.uuid4().hex[:12]
-    trace = "".join(traceback.format_exception(error))
-    log.error("call_failed", error_id=number, call=method.name, traceback=trace)
-    return Internal(f"something went wrong here, not with your request: tell the operator {number}", error_id=number)

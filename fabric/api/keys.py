@@ -18,6 +18,7 @@ from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.organisation_views import KeyView
 from fabric.gate.questions import KeyOf
+from fabric.gate.roles import Role, of_scopes
 from fabric.gate.views import JobView
 from fabric.units import AccountId, KeyId
 from fabric.wire import hash_secret, parse_key
@@ -41,12 +42,20 @@ class Caller:
     home: AccountId
     """The account of the key."""
     acts_for: AccountId | None = None
-    """The customer an operator acts for."""
+    """The customer an operator acts for, or another wallet of the key's organisation."""
     scopes: frozenset[KeyScope] = frozenset()
     """All that the key may be used for."""
     limited: bool = False
     """Whether the key has a limit of its own."""
     expires_at_us: int | None = None
+    given_role: Role | None = None
+    """Its member's; None = that which its scopes come to."""
+    project: str = ""
+    member: str = ""
+
+    @property
+    def role(self) -> Role:
+        return self.given_role or of_scopes(self.scopes)
 
     def may(self, *scopes: KeyScope) -> bool:
         """Whether the key has one of these; an operator's own has all."""
@@ -108,7 +117,27 @@ class Caller:
     @property
     def scope(self) -> AccountId | None:
         """The account whose things are seen; None is all of them, for operators."""
-        return self.acts_for if self.operator else self.home
+        return self.acts_for if self.operator else self.acts_for or self.home
+
+
+def _check_wallet(key: KeyView, wanted: str) -> None:
+    """Whoever sees everything of an organisation may name another of its wallets; nothing is ever taken from one unnamed.
+
+    Raises:
+        PermissionDenied: `operator_only`: it isn't one of its organisation's; `restricted_key`: its role is not for that.
+    """
+    if wanted not in key.wallets:
+        raise PermissionDenied(
+            "only an operator acts for others: leave `--account` of the CLI (FABRIC_ACCOUNT), or `fabric-account` in the"
+            " metadata, out",
+            code="operator_only",
+        )
+    if key.role == Role.DEVELOPER:
+        raise PermissionDenied(
+            f"key {key.key_id} is paid by {key.account_id} alone: use a key of a project that {wanted} pays for",
+            code="restricted_key",
+            key_id=key.key_id,
+        )
 
 
 class KeyRing:
@@ -128,12 +157,8 @@ class KeyRing:
             PermissionDenied: a tenant wants to act for another account.
         """
         key = await self._check(authorization)
-        if acts_for and not key.operator:
-            raise PermissionDenied(
-                "only an operator acts for others: leave `--account` of the CLI (FABRIC_ACCOUNT), or `fabric-account` in the"
-                " metadata, out",
-                code="operator_only",
-            )
+        if acts_for and not key.operator and acts_for != key.account_id:
+            _check_wallet(key, acts_for)
         return Caller(
             key_id=key.key_id,
             operator=key.operator,
@@ -142,6 +167,9 @@ class KeyRing:
             scopes=frozenset(KeyScope(scope) for scope in key.scopes),
             limited=key.limit_uhs is not None,
             expires_at_us=key.expires_at_us,
+            given_role=Role(key.role) if key.role else None,
+            project=key.project,
+            member=key.member,
         )
 
     async def is_operators(self, key_id: str) -> bool:
@@ -153,6 +181,10 @@ class KeyRing:
         """Whether this key, right or wrong, needn't be looked up."""
         given = parse_key(authorization.partition(" ")[2])
         return given is not None and given.key_id in self._remembered
+
+    def forget_all(self) -> None:
+        """Ask the gate again about every key: what several are worth has changed."""
+        self._remembered.clear()
 
     def forget(self, key_id: str) -> None:
         """Ask the gate again about this key."""

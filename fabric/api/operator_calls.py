@@ -23,7 +23,8 @@ from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.events import ClosePeriod, Grant, NodeDrain, RecordPayment, VoidLot
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.organisation_views import KeyView
-from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
+from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf, OrganisationOf
+from fabric.gate.roles import Role
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage
 from fabric.gate.share_events import SetCohort, SetShare
 from fabric.units import PPM, AccountId, KeyId, NodeId
@@ -40,7 +41,7 @@ async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequ
         raise PermissionDenied("only an operator makes operator keys", code="operator_only")
     if not _SHA256.fullmatch(request.secret_sha256):
         raise InvalidRequest("secret_sha256 is 64 digits of lower-case hex", code="invalid_sha256")
-    account = caller.home if request.operator else caller.account
+    account, project = await _pays(door, caller, request)
     key_id = KeyId(key_id_of(account, request_id(request.request_id)))
     event = CreateKey(
         key_id=key_id,
@@ -58,11 +59,28 @@ async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequ
         tokens_per_min=at_least(0, "tokens_per_min", request.tokens_per_min),
         scopes=tuple(dict.fromkeys(word(KeyScope, "scope", given) for given in several("scopes", request.scopes))),
         made_with=KeyId(caller.key_id),
+        project=project,
+        member=request.member or ("" if caller.role is Role.OWNER else caller.member),
         request_id=request.request_id,
     )
     await door.gate.decide(event)
     door.keys.forget(key_id)
     return pb.CreateKeyReply(key_id=key_id)
+
+
+async def _pays(door: ApiService, caller: Caller, request: pb.CreateKeyRequest) -> tuple[AccountId, str]:
+    """The account that pays for what is done with a new key, and its project: "" = that which is called like it."""
+    if request.operator:
+        return caller.home, ""
+    account = caller.account
+    project = request.project or (caller.project if account == caller.home and not caller.operator else "")
+    if project in ("", account):
+        return account, ""
+    found: Any = await door.port.ask(OrganisationOf(account_id=account))
+    each = next((each for each in found.projects if each.project == project), None) if found is not None else None
+    if each is None:
+        raise NotFound(f"there is no project {project!r}: `fabric projects ls` shows those there are", project=project)
+    return AccountId(each.wallet), "" if each.wallet == project else project
 
 
 async def list_keys(door: ApiService, caller: Caller, _: pb.ListKeysRequest) -> pb.ListKeysReply:
@@ -84,7 +102,7 @@ async def revoke_key(door: ApiService, caller: Caller, request: pb.RevokeKeyRequ
         )
     event = RevokeKey(
         key_id=KeyId(request.key_id),
-        account_id=None if caller.operator else caller.account,
+        account_id=None if caller.operator else caller.home,
         request_id=request_id(request.request_id),
     )
     answer = accepted(await door.gate.decide(event))
@@ -96,6 +114,8 @@ def _at_most_as_strong(key: KeyView, caller: Caller) -> bool:
     if caller.may(KeyScope.OPERATOR):
         return True
     if not caller.may(KeyScope.KEYS) or not caller.scopes.issuperset(KeyScope(scope) for scope in key.scopes):
+        return False
+    if caller.role is not Role.OWNER and caller.member != key.member:
         return False
     return caller.expires_at_us is None or (key.expires_at_us is not None and key.expires_at_us <= caller.expires_at_us)
 
@@ -114,6 +134,7 @@ async def open_account(door: ApiService, _: Caller, request: pb.OpenAccountReque
         ),
         weight_ppm=request.weight_ppm if request.HasField("weight_ppm") else PPM,
         cohort=request.cohort,
+        organisation=AccountId(request.organisation),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -19,6 +19,7 @@ from fabric.cli import (
     models,
     money,
     operator,
+    organisations,
     payments,
     quotas,
     simulate,
@@ -169,6 +170,9 @@ for module in (cluster, jobs, money, payments, models, simulate):
     module.register(app)
 app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(organisations.org, name="org")
+app.add_typer(organisations.projects, name="projects")
+app.add_typer(organisations.members, name="members")
 app.add_typer(audit.app, name="audit")
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(operator.app, name="ops")

@@ -37,7 +37,16 @@ def create(
     rpm: Annotated[int, typer.Option(min=0, help="Calls of models a minute; 0 = no limit of its own.")] = 0,
     tpm: Annotated[int, typer.Option(min=0, help="LLM tokens of such calls a minute; 0 = no limit of its own.")] = 0,
     days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="Operators: make another operator's key.")] = False,
+    project: Annotated[str, typer.Option(help="What it works for; without it, what your key does.")] = "",
+    member: Annotated[str, typer.Option(help="Whose it is: it can do no more than that one's role.")] = "",
+    operator: Annotated[
+        bool,
+        typer.Option(
+            "--operator",
+            help="Operators: make another operator's key; with --scope operator:billing, operator:support or operator:auditor"
+            " one that may do no more than that.",
+        ),
+    ] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -57,6 +66,8 @@ def create(
         scopes=scope or [],
         requests_per_min=rpm,
         tokens_per_min=tpm,
+        project=project,
+        member=member,
         expires_at_us=None if days is None else time.time_ns() // 1000 + round(days * _US_PER_DAY),
     )
     key_id = client(account).call(request, pb.CreateKeyReply).key_id
@@ -72,7 +83,13 @@ def create(
 def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     """List keys, what each is for, and what was spent with it."""
     found = client(account).call(pb.ListKeysRequest(), pb.ListKeysReply).keys
-    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("a minute", "scopes", "account"))
+    print_records(
+        found,
+        as_json=as_json,
+        title="keys",
+        columns=_COLUMNS,
+        spare=("a minute", "scopes", "account", "project", "member"),
+    )
 
 
 @app.command()
@@ -98,15 +115,18 @@ def _rates(key: pb.Key) -> str:
     return ", ".join([*parts, *[f"{key.tokens_per_min} tokens"] * bool(key.tokens_per_min)]) or "–"
 
 
+_DEAD: Final = {"member_left": "member left", "project_closed": "project closed"}
 _COLUMNS: Final[dict[str, Any]] = {
     "key": lambda key: key.key_id,
     "name": lambda key: key.name or "–",
     "account": lambda key: key.account_id,
+    "project": lambda key: key.project if key.project != key.account_id else "–",
+    "member": lambda key: f"{key.member} ({key.role})" if key.member else "–",
     "scopes": lambda key: " ".join(key.scopes),
     "used CT": lambda key: format_ct(key.spent_uhs),
     "left CT": _left,
     "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
     "a minute": _rates,
     "expires": lambda key: moment(key.expires_at_us),
-    "state": lambda key: "revoked" if key.revoked else "good",
+    "state": lambda key: _DEAD.get(key.dead, key.dead) or "good",
 }

@@ -44,6 +44,9 @@ def open_account(
     cohort: Annotated[
         str, typer.Option(help="Who pays for it together with other accounts: the share is theirs.")
     ] = "",
+    organisation: Annotated[
+        str, typer.Option(help="Any account of the organisation whose wallet it is, one more; without it, its own.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Open an account for a customer.
@@ -58,6 +61,7 @@ def open_account(
         credit_limit_uhs=None if credit is None else 0 if credit.strip() == "0" else parse_ct(credit),
         weight_ppm=None if weight is None else policy.parse_weight(weight),
         cohort=cohort,
+        organisation=organisation,
     )
     _done(client().call(request, pb.Accepted), f"account {account_id} is open", as_json=as_json)
 

@@ -74,8 +74,14 @@ def is_operators(core: Core, key_id: KeyId | None) -> bool:
 def unusable(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
     """Why this key can do nothing for the account; None if it can."""
     key = core.state.keys.get(key_id)
-    if key is None or not (key.operator or key.account_id == account_id):
+    if key is None or not (key.operator or is_of(core, key, account_id)):
         return refusals.not_found("key", key_id)
+    if not key.operator and key.account_id != account_id:
+        return refusals.restricted_key(
+            f"what is done with key {key_id!r} {key.account_id} pays, and no other wallet: use a key of a project that"
+            f" {account_id} pays for",
+            key_id,
+        )
     if why := dead(core, key):
         return refusals.dead_key(why, key_id)
     if key.expires_at_us is not None and key.expires_at_us <= core.now_us:

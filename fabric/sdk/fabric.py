@@ -20,6 +20,7 @@ from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.options import Limits, More, Resources, merged
+from fabric.sdk.organisation import Organisation
 from fabric.sdk.packing import Packed, pack_files, pack_program, script_command
 from fabric.sdk.payment import Payment, ask, known
 from fabric.sdk.ray_use import needs_own_ray
@@ -239,6 +240,11 @@ class Fabric:
             until_us=None if until is None else _us(until),
         )
         return self.client.jobs(wanted, most=count("limit", limit, at_least=1))[0]
+
+    @property
+    def organisation(self) -> Organisation:
+        """Whose account this is: its wallets, projects and members."""
+        return Organisation(self.client)
 
     def balance(self) -> Balance:
         """What the account owns."""

@@ -208,7 +208,7 @@ class QuoteReply(_message.Message):
     def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ..., fraction: _Optional[_Iterable[int]] = ..., starts_known: _Optional[int] = ..., starts_p50_us: _Optional[int] = ..., starts_p90_us: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran", "tags", "fraction")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran", "tags", "fraction", "project", "member")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,8 @@ class Job(_message.Message):
     RAN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     account_id: str
     name: str
@@ -306,7 +308,9 @@ class Job(_message.Message):
     ran: _containers.RepeatedCompositeFieldContainer[Stay]
     tags: _containers.RepeatedScalarFieldContainer[str]
     fraction: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., warning: _Optional[str] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
+    project: str
+    member: str
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., warning: _Optional[str] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ..., fraction: _Optional[_Iterable[int]] = ..., project: _Optional[str] = ..., member: _Optional[str] = ...) -> None: ...
 
 class Stay(_message.Message):
     __slots__ = ("attempt", "accelerator", "devices", "nodes", "started_at_us", "ended_at_us", "ended")
@@ -1268,7 +1272,7 @@ class CallerOfRequest(_message.Message):
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class CallerOfReply(_message.Message):
-    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min")
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -1287,6 +1291,10 @@ class CallerOfReply(_message.Message):
     SPENT_UHS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     secret_sha256: str
@@ -1305,7 +1313,11 @@ class CallerOfReply(_message.Message):
     spent_uhs: int
     requests_per_min: int
     tokens_per_min: int
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
+    role: str
+    project: str
+    member: str
+    dead: str
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ...) -> None: ...
 
 class Entitlement(_message.Message):
     __slots__ = ("model", "free_uhs", "covered")
@@ -1318,7 +1330,7 @@ class Entitlement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
-    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min")
+    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min", "project", "member")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1328,6 +1340,8 @@ class CreateKeyRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     secret_sha256: str
     name: str
@@ -1337,7 +1351,9 @@ class CreateKeyRequest(_message.Message):
     scopes: _containers.RepeatedScalarFieldContainer[str]
     requests_per_min: int
     tokens_per_min: int
-    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
+    project: str
+    member: str
+    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., project: _Optional[str] = ..., member: _Optional[str] = ...) -> None: ...
 
 class CreateKeyReply(_message.Message):
     __slots__ = ("key_id",)
@@ -1350,7 +1366,7 @@ class ListKeysRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs", "requests_per_min", "tokens_per_min")
+    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead", "organisation", "wallets")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1363,6 +1379,12 @@ class Key(_message.Message):
     HELD_UHS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    ORGANISATION_FIELD_NUMBER: _ClassVar[int]
+    WALLETS_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     name: str
@@ -1375,7 +1397,13 @@ class Key(_message.Message):
     held_uhs: int
     requests_per_min: int
     tokens_per_min: int
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
+    role: str
+    project: str
+    member: str
+    dead: str
+    organisation: str
+    wallets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., organisation: _Optional[str] = ..., wallets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListKeysReply(_message.Message):
     __slots__ = ("keys",)
@@ -1391,8 +1419,62 @@ class RevokeKeyRequest(_message.Message):
     key_id: str
     def __init__(self, request_id: _Optional[str] = ..., key_id: _Optional[str] = ...) -> None: ...
 
+class GetOrganisationRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CreateProjectRequest(_message.Message):
+    __slots__ = ("request_id", "project", "wallet", "name")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    WALLET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    project: str
+    wallet: str
+    name: str
+    def __init__(self, request_id: _Optional[str] = ..., project: _Optional[str] = ..., wallet: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CloseProjectRequest(_message.Message):
+    __slots__ = ("request_id", "project")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    project: str
+    def __init__(self, request_id: _Optional[str] = ..., project: _Optional[str] = ...) -> None: ...
+
+class AddMemberRequest(_message.Message):
+    __slots__ = ("request_id", "member", "role", "name")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    member: str
+    role: str
+    name: str
+    def __init__(self, request_id: _Optional[str] = ..., member: _Optional[str] = ..., role: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class SetRoleRequest(_message.Message):
+    __slots__ = ("request_id", "member", "role")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    member: str
+    role: str
+    def __init__(self, request_id: _Optional[str] = ..., member: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+
+class RemoveMemberRequest(_message.Message):
+    __slots__ = ("request_id", "member")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    member: str
+    def __init__(self, request_id: _Optional[str] = ..., member: _Optional[str] = ...) -> None: ...
+
 class OpenAccountRequest(_message.Message):
-    __slots__ = ("request_id", "account_id", "name", "plan", "credit_limit_uhs", "weight_ppm", "cohort")
+    __slots__ = ("request_id", "account_id", "name", "plan", "credit_limit_uhs", "weight_ppm", "cohort", "organisation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1400,6 +1482,7 @@ class OpenAccountRequest(_message.Message):
     CREDIT_LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
+    ORGANISATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     account_id: str
     name: str
@@ -1407,7 +1490,8 @@ class OpenAccountRequest(_message.Message):
     credit_limit_uhs: int
     weight_ppm: int
     cohort: str
-    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., credit_limit_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ...) -> None: ...
+    organisation: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., credit_limit_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., organisation: _Optional[str] = ...) -> None: ...
 
 class SetShareRequest(_message.Message):
     __slots__ = ("request_id", "account_id", "weight_ppm", "cohort")

@@ -19,7 +19,7 @@ import structlog
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
 from serving.acceptor import KEY_SHOWN
-from serving.gateway import bodies, bounds, encodings, fields, notices
+from serving.gateway import bodies, bounds, encodings, fields, notices, roles
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
@@ -199,6 +199,7 @@ class Gateway:
                 code="too_many_connections",
                 retry_after_s=1,
             )
+        roles.check(exchange.route, caller.key)
         exchange.answer_headers += self._may_ask(caller)
         if exchange.route.surface in {"models", "account"}:
             said = await look_up(

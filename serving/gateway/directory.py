@@ -36,7 +36,15 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the key has a limit of its own."""
     may_call: bool = True
     """Whether the key is for calling models."""
+    role: str = "owner"
+    """Its member's; of a key of nobody's, that which its scopes come to."""
+    project: str = ""
+    """What it works for."""
+    member: str = ""
     revoked: bool = False
+    """It will never count again."""
+    dead: str = ""
+    """Why: revoked | member_left | project_closed."""
     expires_at_us: int | None = None
     free_uhs: int = 0
     """What is free for whatever use."""

@@ -129,6 +129,14 @@ class Memory(Generic[Answer]):
             done.exception()  # of a refresh in the background nobody else asks for it
 
 
+_REVOKED: Final = ("key_revoked", "was revoked: make another with `fabric keys create`")
+_DEAD: Final = {
+    "member_left": ("member_left", "is of a member who has left: use one of your own"),
+    "project_closed": ("project_closed", "is of a project that is closed: use one of another project"),
+}
+"""Why a key will never count again, by what the gate calls that: its code, and the sentence."""
+
+
 class Gatekeeper:
     """Checks keys and what they are good for."""
 
@@ -154,7 +162,7 @@ class Gatekeeper:
         Raises:
             Unauthenticated: `key_missing`, `invalid_api_key`, `key_revoked` or `key_expired`.
             RateLimited: too many keys from there were not known.
-            PermissionDenied: `operator_key`: an operator's key buys nothing; `restricted_key`: the key is for other things.
+            PermissionDenied: `operator_key`: an operator's key buys nothing.
             Unavailable: the fabric can't be asked.
         """
         given = parse_key(_presented(headers).decode("latin-1"))
@@ -165,10 +173,9 @@ class Gatekeeper:
         expected = key.secret_sha256 if key else ""
         if not (given and key and hmac.compare_digest(hash_secret(given.secret), expected)):
             raise Unauthenticated("this API key is not known here: check it, or make one with `fabric keys create`")
-        if key.revoked:
-            raise Unauthenticated(
-                f"key {key_id} was revoked: make another with `fabric keys create`", code="key_revoked", key_id=key_id
-            )
+        if key.revoked or key.dead:
+            code, why = _DEAD.get(key.dead, _REVOKED)
+            raise Unauthenticated(f"key {key_id} {why}", code=code, key_id=key_id)
         if key.expires_at_us is not None and key.expires_at_us <= self._now_us():
             raise Unauthenticated(
                 f"key {key_id} has expired: make another with `fabric keys create`", code="key_expired", key_id=key_id
@@ -176,10 +183,6 @@ class Gatekeeper:
         if key.operator:
             raise PermissionDenied(
                 f"key {key_id} is an operator's and has no tokens to spend: use a customer's key", code="operator_key"
-            )
-        if not key.may_call:
-            raise PermissionDenied(
-                f"key {key_id} is not for calling models: use one with the scope models", code="restricted_key"
             )
         return Caller(key, _RANKS - key.tier_rank)
 

@@ -14,6 +14,7 @@ from fabric.audit.records import Balances, Line, Statement
 from fabric.cli import app
 from fabric.client.client import Client
 from fabric.errors import FabricError, NotFound
+from fabric.gate.organisation_views import MemberView, OrganisationView, ProjectView
 from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
 from fabric.gate.questions import Prices
 from fabric.results import pack_value
@@ -77,6 +78,10 @@ DOCUMENTS = {
         account_id="a", from_us=0, until_us=None, opening=Balances(), closing=Balances(), from_size=0, from_root="",
         until_size=0, until_root="", records=(),
         lines=(Line(at_us=1, kind="k", ref="r", amount_uhs=1, held_uhs=1, cny_microcny=1, transfer_id=1, seq=1),),
+    ),
+    "GetOrganisationRequest": OrganisationView(
+        organisation="a", wallets=("a",), projects=(ProjectView(project="p", name="n", wallet="a", opened_at_us=1),),
+        members=(MemberView(member="m", name="n", role="owner", joined_at_us=1),),
     ),
     "PricesRequest": Prices(tariffs=TARIFFS, catalogue=CATALOGUE),
     "ListPaymentsRequest": {

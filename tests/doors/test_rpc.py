@@ -23,6 +23,7 @@ from fabric.errors import (
     Unavailable,
 )
 from fabric.gate import views
+from fabric.gate.organisation_views import KeyView
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, SERVICE_NAME
@@ -102,6 +103,12 @@ EVERY_REQUEST = [
     pb.CreateKeyRequest(request_id="r", secret_sha256="0" * 64),
     pb.ListKeysRequest(),
     pb.RevokeKeyRequest(request_id="r", key_id="KEY"),
+    pb.GetOrganisationRequest(),
+    pb.CreateProjectRequest(request_id="r", project="dev", wallet="acme"),
+    pb.CloseProjectRequest(request_id="r", project="dev"),
+    pb.AddMemberRequest(request_id="r", member="eve", role="read-only"),
+    pb.SetRoleRequest(request_id="r", member="eve", role="billing"),
+    pb.RemoveMemberRequest(request_id="r", member="eve"),
     pb.OpenAccountRequest(request_id="r", account_id="new", plan="starter"),
     pb.SetShareRequest(request_id="r", account_id="acme", weight_ppm=1_000_000),
     pb.SetCohortRequest(request_id="r", cohort="one", weight_ppm=1_000_000),
@@ -306,7 +313,7 @@ def test_every_view_of_the_gate_is_shown_whole():
         (views.NodeView, pb.Node, set()),
         (views.LeaseView, pb.Lease, {"sampled"}),
         (views.LogChunk, pb.LogChunk, set()),
-        (views.KeyView, pb.Key, {"secret_sha256"}),
+        (KeyView, pb.Key, {"secret_sha256"}),
         (Cdr, pb.Cdr, set()),
     ]
     for view, message, hidden in pairs:

@@ -72,8 +72,9 @@ def test_a_project_is_paid_from_its_wallet_and_from_no_other(company):
     view = company.gate.ask(JobOf(job_id="j"), company.now_us)
     assert (view.account_id, view.project, view.member) == ("ada-lab", "lab", "dan")
     # A key never falls through to another wallet of its organisation.
-    assert no(company, job("other", "k-lab", account="ada")) == "not_found"
-    assert no(company, job("other", "k-dan", account="ada-lab")) == "not_found"
+    assert no(company, job("other", "k-lab", account="ada")) == "restricted_key"
+    assert no(company, job("other", "k-dan", account="ada-lab")) == "restricted_key"
+    assert no(company, job("other", "k-dan", account="bob")) == "not_found"
     assert no(company, key("k", account="ada", project="lab")) == "wrong_wallet"
 
 

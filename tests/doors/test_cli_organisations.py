@@ -1,0 +1,35 @@
+"""An owner and an operator at the command line: wallets, projects, members."""
+
+import json
+
+from fabric.wire import fabric_pb2 as pb
+from tests.doors.test_rpc import ask
+
+
+def test_a_member_is_invited_works_and_leaves(house, run):
+    run("ops", "open-account", "acme-lab", "--plan", "starter", "--organisation", "acme", key=house.root)
+    run("projects", "create", "lab", "--wallet", "acme-lab")
+    first = json.loads(run("members", "invite", "dan", "--role", "developer", "--project", "lab", "--json").output)
+    shown = json.loads(run("keys", "ls", "--json", key=first["api_key"]).output)
+    assert [(key["account_id"], key["project"], key["member"]) for key in shown] == [("acme-lab", "lab", "dan")]
+    run("members", "role", "dan", "--role", "read-only")
+    assert "read-only" in run("members", "ls").output
+    assert "acme-lab" in run("org", "show").output
+    run("members", "invite", "eve", "--role", "owner", "--no-key", key=first["api_key"], code=3)
+    run("members", "remove", "dan")
+    run("balance", key=first["api_key"], code=3)
+    run("projects", "close", "lab")
+    assert "closed" in run("projects", "ls").output
+
+
+def test_the_same_from_python(house):
+    with house.fabric() as fabric:
+        fabric.organisation.create_project("dev", wallet="acme")
+        api_key = fabric.organisation.invite("bea", role="billing", project="dev")
+        assert ask(house.client(api_key), pb.BalanceRequest()).account_id == "acme"
+        fabric.organisation.set_role("bea", "owner")
+        fabric.organisation.invite("dan", role="owner")
+        fabric.organisation.remove("bea")
+        fabric.organisation.close_project("dev")
+        shown = fabric.organisation.show()
+    assert [(each["member"], bool(each["left_at_us"])) for each in shown["members"]] == [("bea", True), ("dan", False)]
