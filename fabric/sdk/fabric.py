@@ -49,6 +49,8 @@ class Fabric:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self.organisation = Organisation(client)
+        """Whose account this is: its wallets, projects and members."""
         self._feed = Feed(client)
         self._packed = Packed(None, [])
 
@@ -240,11 +242,6 @@ class Fabric:
             until_us=None if until is None else _us(until),
         )
         return self.client.jobs(wanted, most=count("limit", limit, at_least=1))[0]
-
-    @property
-    def organisation(self) -> Organisation:
-        """Whose account this is: its wallets, projects and members."""
-        return Organisation(self.client)
 
     def balance(self) -> Balance:
         """What the account owns."""
