@@ -21,6 +21,7 @@ from fabric.charging.records import Cdr
 from fabric.errors import Fact
 from fabric.gate.events import AdoptRules, AnyEvent, Configure, Metered, Sample
 from fabric.gate.instructions import Accepted, Decision, Outcome
+from fabric.gate.serving_events import OfferModel
 from fabric.gate.state import LeaseRecord
 from fabric.journal.store import Entry
 from fabric.ledger.transfers import Transfer
@@ -65,7 +66,7 @@ EVERYBODY: Final = "*"
 def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> list[Entry]:
     """The entries of one decision, from `seq` on: the event's own, and one for each run of another account's."""
     transfers, records = decision.transfers, decision.records
-    own: str | None = EVERYBODY if isinstance(event, Configure | AdoptRules) else getattr(event, "account_id", None)
+    own = _own(event)
     others = {one.account_id for one in transfers} | {one.account_id for one in records}
     if own is None and len(others) == 1:
         (own,) = others
@@ -141,6 +142,17 @@ def _split(seq: int, *, at_us: int, event: AnyEvent, decision: Decision, own: st
         Entry(seq=part.seq, leaf=_encode(part), accounts=_accounts(account, part.transfers))
         for account, part in recorded
     ]
+
+
+def _own(event: AnyEvent) -> str | None:
+    """Whose an event is: a model that is offered to one account alone is nobody else's business, and prices are everybody's."""
+    match event:
+        case Configure() | AdoptRules():
+            return EVERYBODY
+        case OfferModel():
+            return event.spec.dedicated_to or EVERYBODY
+        case _:
+            return getattr(event, "account_id", None)
 
 
 def _accounts(own: str | None, transfers: tuple[Transfer, ...]) -> tuple[str, ...]:

@@ -151,8 +151,7 @@ def test_a_granted_lot_that_expires_before_its_time_is_found(honest):
 def test_one_curve_does_not_excuse_what_another_version_charges(honest):
     log = entries(honest)
     record_of(log)["tariff_version"] = 7
-    report = verify_export(whole_export(packed(log)))
-    assert report.counts["charges that could not be reckoned again"] == 1, "nothing is claimed of what is not known"
+    assert "version 7, which are not in the export" in verify_export(whole_export(packed(log))).problem
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,6 @@ async def test_an_accounts_export_holds_the_prices_that_its_charges_follow_from(
     report = verify_export(await log.export("acme"), trusted_key=log.auditor.verifier_key)
     assert report.ok, report
     assert report.counts["charging records"] == 1
-    assert report.counts["charges that could not be reckoned again"] == 0
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 7, 1_000])

@@ -5,10 +5,12 @@ from typing import Any
 
 from .assets import CT, asset_of
 from .calls import Calls
+from .jobs import Jobs
 from .kinds import BY, KINDS, PLACES
 from .leases import Leases
 from .lots import DAY_US, Lots
 from .report import require
+from .sales import Sales
 from .strict_json import loads
 
 _REMEMBERED = 32_768
@@ -26,6 +28,7 @@ class Books:
         self.ending = (0, "")  # the entry that ends a hold, and which: those that continue it may move it still
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = Calls(counts), Leases(counts), Lots()
+        self.jobs, self.sales = Jobs(), Sales()
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
@@ -45,13 +48,23 @@ class Books:
         if outcome["outcome"] == "accepted":
             self.leases.learn(event)
             self.lots.learn(event)
+            self.sales.learn(seq, event)
+        self.sales.post(seq, event, entry["transfers"])
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
             self.lots.post(seq, transfer, event, whole=whole or not self.counts["withheld entries"])
         self.calls.post(seq, event, outcome, entry)
         self.leases.post(seq, entry)
+        self.jobs.post(entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ending = (seq, event["hold_id"])
+
+    def finish(self) -> None:
+        """At the end of all: what was taken is what was used."""
+        if self.ending[1]:
+            self.ended.add(self.ending[1])
+        self.calls.finish()
+        self.jobs.finish(self.ended)
 
     def _request(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], transfers: list[Any]) -> None:
         """A request id that got a yes gets it again for 32 days, and moves nothing; a refused one is decided anew."""

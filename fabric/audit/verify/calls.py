@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .assets import CT, asset_of, paid_by_packages
+from .rates import Rates
 from .report import require
 
 _MTOK = 1_000_000
+_TOLD = ("model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered")
 
 
 class Calls:
@@ -16,16 +18,14 @@ class Calls:
     def __init__(self, counts: Counter[str]) -> None:
         self.counts = counts
         self.charged: set[tuple[str, str]] = set()
-        self.rates: dict[tuple[str, int], dict[str, list[int]]] = {}
-        self.tariffs: list[dict[str, Any]] = []
-        self.own: dict[str, list[dict[str, Any]]] = {}  # rates that models were offered with themselves
+        self.rates = Rates()
         self.heard: defaultdict[str, int] = defaultdict(int)
         self.used: Counter[str] = Counter()
         self.met: Counter[str] = Counter()  # by the customer, or by the operator where it was written off
 
     def post(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], entry: dict[str, Any]) -> None:
-        if event["event"] in ("configure", "offer_model") and outcome["outcome"] == "accepted":
-            self._offer(event, outcome)
+        if outcome["outcome"] == "accepted":
+            self.rates.learn(event, outcome)
         for transfer in entry["transfers"]:
             if transfer["kind"] in ("capture", "write_off"):
                 asset = asset_of(transfer)
@@ -37,6 +37,7 @@ class Calls:
         self.counts["charging records"] += len(entry["records"]) - len(calls)
         for call in calls:
             self._check(seq, call)
+            self._told(seq, call, event)
             self.used[call["lease_id"]] += call["charged_uhs"] + call.get("absorbed_uhs", 0)
             for use in call.get("packages", ()):
                 self.used[f"{call['lease_id']} in {use['asset']}"] += use["units"]
@@ -48,8 +49,19 @@ class Calls:
 
     def finish(self) -> None:
         """What was reported of each hold is what was taken off it."""
-        for hold, used in self.used.items():
+        for hold in {**self.used, **self.met}:
+            used = self.used[hold]
+            if "#" in hold and not used:
+                continue  # a job's, which its records charge
             require(used == self.met[hold], f"hold {hold} paid {self.met[hold]} µHs for a use of {used}")
+
+    def _told(self, seq: int, call: dict[str, Any], event: dict[str, Any]) -> None:
+        """A record says what its hold was told: "calls" has the words of all that were told in this decision."""
+        if not call["charged_uhs"] and "calls" not in event:
+            return  # what the operator bears may be told of later, as a sum
+        said = [each for each in event.get("calls", ()) if each["call_id"] == call["cdr_id"]]
+        same = any(all(each.get(name) == call.get(name) for name in _TOLD) for each in said)
+        require(same, f"in entry {seq} call {call['cdr_id']} is not recorded as it was told")
 
     def _lots(self, seq: int, calls: list[dict[str, Any]], transfers: list[dict[str, Any]]) -> None:
         """The lots that records name are those that were taken from."""
@@ -62,24 +74,13 @@ class Calls:
                 taken[asset, lot] += amount
         require(named == taken, f"entry {seq} takes {dict(taken)} of packages, and its records say {dict(named)}")
 
-    def _offer(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
-        if event["event"] == "configure":
-            self.tariffs = event["tariffs"].get("rates", [])
-            return
-        name, version, parent = event["spec"]["name"], outcome["facts"]["rate_version"], event["spec"].get("parent")
-        listed, general = ([rate for rate in self.tariffs if rate["model"] == named] for named in (name, ""))
-        self.own[name] = event["rates"]
-        # None at all: no entry says what the parent costs that follows the tariffs.
-        rates = event["rates"] or listed or (self.own.get(parent, []) if parent else general)
-        kinds = [f"{kind}_uhs_per_mtok" for kind in ("input", "cached", "output", "reasoning")]
-        self.rates[name, version] = {rate["accelerator"]: [rate[kind] for kind in kinds] for rate in rates}
-
     def _check(self, seq: int, call: dict[str, Any]) -> None:
         name, numbers = call["cdr_id"], call["rate_uhs_per_mtok"]
-        offered = self.rates.get((call["model"], call["rate_version"]))
-        if offered:
-            rate = offered.get(call["accelerator"], offered.get(""))
-            require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
+        offered = self.rates.offered(call["model"], call["rate_version"])
+        version = f"rates of version {call['rate_version']} of {call['model']}"
+        require(offered is not None, f"in entry {seq} call {name} is charged by {version}, which are not in the export")
+        rate = (offered or {}).get(call["accelerator"], (offered or {}).get(""))
+        require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
         cached, reasoning = call.get("cached_tokens", 0), call.get("reasoning_tokens", 0)
         plain, spoken = call.get("prompt_tokens", 0) - cached, call.get("completion_tokens", 0) - reasoning
         counts = (plain, cached, spoken, reasoning)

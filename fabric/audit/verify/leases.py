@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from .report import require
+from .report import Wrong, require
 
 _PPM = 1_000_000
 _MINUTE_US = 60_000_000
@@ -54,9 +54,8 @@ class Leases:
         require(metered <= ran, f"{name} is metered for {metered} µs and lasted {ran}")
         due = record["charged_uhs"] + record.get("refunded_uhs", 0) + record.get("absorbed_uhs", 0)
         require(0 <= record["charged_uhs"] <= due, f"{name} gives back more than it took")
-        if any(span["tariff_version"] not in self.tariffs for span in spans):
-            self.counts["charges that could not be reckoned again"] += 1
-            return
+        for version in {span["tariff_version"] for span in spans} - set(self.tariffs):
+            raise Wrong(f"{name} is charged by tariffs of version {version}, which are not in the export")
         made = {0}
         for span in spans:
             made = {so_far + uhs for so_far in made for uhs in self._made(name, record, span)}
