@@ -44,6 +44,11 @@ pen fills them.
 CT_DECIMALS: Final = 8
 """The finest decimal of a token that is a whole number of µHs (10⁻⁸ CT = 36 µHs)."""
 
+THOUSANDTHS: Final = 1_000
+"""Of an LLM token: what packages of them are counted in."""
+LLM: Final = "llm:"
+"""How the names of the assets of such packages begin."""
+
 _PLAIN_DECIMAL = re.compile(r"\d{1,19}(\.\d+)?", re.ASCII)
 
 
@@ -134,3 +139,14 @@ def format_cny(amount: int) -> str:
     whole, rest = divmod(abs(amount), 1_000_000)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if amount < 0 else ''}{whole}.{decimals}"
+
+
+def family_of(asset: str) -> str:
+    """As people call it: `llm:qwen`."""
+    return asset.partition("@")[0]
+
+
+def format_llm_tokens(units: int) -> str:
+    """Thousandths as tokens for people, trailing zeros dropped."""
+    whole, rest = divmod(abs(units), THOUSANDTHS)
+    return f"{'-' if units < 0 else ''}{whole}" + (f".{rest:03d}".rstrip("0") if rest else "")

@@ -5,9 +5,11 @@ It knows no engine, no wire and no clock. Two kinds of tokens meet here: names t
 """
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
+
+from fabric.charging.packages import Limit
 
 TRUST: Final = "x-fabric-trust"
 """The secret that gateways and replicas share. Without it a replica answers nothing but `/health`."""
@@ -53,6 +55,7 @@ class Call(msgspec.Struct, frozen=True):
         ended: why, one of `Ended`.
         covered: ran on the account's own dedicated lease: recorded, charged 0.
         rate_version: the version of the model's rates it was granted by; 0 = those in force when it started.
+        packages: what it was promised of packages of LLM tokens, in the order in which they pay: asset, thousandths.
     """
 
     call_id: str
@@ -66,19 +69,39 @@ class Call(msgspec.Struct, frozen=True):
     ended: str
     covered: bool = False
     rate_version: int = 0
+    packages: tuple[Limit, ...] = ()
+
+
+class Wanted(NamedTuple):
+    """The LLM tokens that an amount is asked for, those of them that are of use at least, and by which rates it was reckoned."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    least_prompt_tokens: int = 0
+    least_completion_tokens: int = 0
+    rate_version: int = 0
+
+
+class Package(msgspec.Struct, frozen=True):
+    """What a hold has of a package of LLM tokens, and what it could be given more, in thousandths."""
+
+    asset: str
+    held: int
+    free: int
 
 
 class Granted(msgspec.Struct, frozen=True):
     """The ledger's answer: µHs held now, after what was captured. `final`: the account has no more to give.
 
     `free_uhs`: what the account has free beside, where the ledger says so; a replica sizes its slice by it. `within_key`: the
-    limit of the hold's key leaves no more of it.
+    limit of the hold's key leaves no more of it. `packages`: beside, in the order in which they pay.
     """
 
     held_uhs: int
     final: bool
     free_uhs: int | None = None
     within_key: bool = False
+    packages: tuple[Package, ...] = ()
 
 
 class SliceLedger(Protocol):
@@ -98,10 +121,12 @@ class SliceLedger(Protocol):
         amount_uhs: int,
         minimum_uhs: int,
         ttl_us: int,
+        wanted: Wanted | None = None,
     ) -> Granted:
         """Hold up to `amount_uhs`, at least `minimum_uhs`; `InsufficientTokens` (with facts) where that isn't free.
 
-        `key_id` only where the key has a limit of its own, which then counts.
+        `key_id` only where the key has a limit of its own, which then counts. With `wanted`, packages are held for as many of
+        these LLM tokens as there are first, and compute tokens for the rest.
         """
         ...
 
@@ -115,6 +140,7 @@ class SliceLedger(Protocol):
         more_uhs: int,
         minimum_uhs: int,
         ttl_us: int,
+        wanted: Wanted | None = None,
     ) -> Granted:
         """Capture what `calls` used, and hold up to `more_uhs` beside what is left (fewer than `minimum_uhs`: none)."""
         ...

@@ -20,7 +20,7 @@ from fabric.transport import options_for, parse_target, proxy_for, written
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import keepalive
 from fabric.wire.service import METHODS
-from serving.calls import Call, Granted
+from serving.calls import Call, Granted, Package, Wanted
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -66,6 +66,7 @@ class FabricClient:
         amount_uhs: int,
         minimum_uhs: int,
         ttl_us: int,
+        wanted: Wanted | None = None,
     ) -> Granted:
         """As `SliceLedger`; asked again with the same name before anything else is said of it, it answers the same."""
         request = pb.AuthorizeRequest(
@@ -77,6 +78,7 @@ class FabricClient:
             ttl_us=ttl_us,
             minimum_uhs=max(1, minimum_uhs),
             key_id=key_id or "",
+            wanted=None if wanted is None else pb.Wanted(**wanted._asdict()),
         )
         return _granted(await self._call(request, pb.Accepted, account_id=account_id))
 
@@ -90,6 +92,7 @@ class FabricClient:
         more_uhs: int,
         minimum_uhs: int,
         ttl_us: int,
+        wanted: Wanted | None = None,
     ) -> Granted:
         """As `SliceLedger`."""
         request = pb.UpdateHoldRequest(
@@ -99,6 +102,7 @@ class FabricClient:
             ttl_us=ttl_us,
             minimum_uhs=max(1, minimum_uhs),
             calls=[_message(call) for call in calls],
+            wanted=None if wanted is None else pb.Wanted(**wanted._asdict()),
         )
         return _granted(await self._call(request, pb.Accepted, account_id=account_id))
 
@@ -185,7 +189,14 @@ class FabricClient:
 
 def _granted(answer: pb.Accepted) -> Granted:
     free_uhs = answer.free_uhs if answer.HasField("free_uhs") else None
-    return Granted(held_uhs=answer.held_uhs, final=answer.final, free_uhs=free_uhs, within_key=answer.within_key)
+    packages = tuple(Package(each.asset, each.held, each.free) for each in answer.packages)
+    return Granted(
+        held_uhs=answer.held_uhs,
+        final=answer.final,
+        free_uhs=free_uhs,
+        within_key=answer.within_key,
+        packages=packages,
+    )
 
 
 def _message(call: Call) -> pb.Call:
@@ -203,4 +214,5 @@ def _message(call: Call) -> pb.Call:
         ended=call.ended,
         covered=call.covered,
         rate_version=call.rate_version,
+        packages=[pb.PackageLimit(asset=asset, most=most) for asset, most in call.packages],
     )

@@ -22,13 +22,14 @@ from fabric.api.messages import (
 from fabric.api.service import ApiService
 from fabric.api.serving_calls import calls_of
 from fabric.api.statement_text import StatementText
+from fabric.charging.rates import LLM_TOKENS_MAX
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payments import OPERATOR, SANDBOX
 from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
-from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold, Wanted
 from fabric.gate.views import BalanceView, RoomView
 from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Service, Use
@@ -183,6 +184,7 @@ async def authorize(door: ApiService, caller: Caller, request: pb.AuthorizeReque
         key_id=_key_id(caller, request.key_id),
         # A gateway repeats itself by the hold's own name: what it asks is too much to be remembered for ever.
         request_id="" if caller.operator and not request.request_id else request_id(request.request_id),
+        wanted=_wanted(caller, request),
     )
     return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
@@ -197,6 +199,7 @@ async def update_hold(door: ApiService, caller: Caller, request: pb.UpdateHoldRe
         ttl_us=at_least(1, "ttl_us", request.ttl_us) if request.HasField("ttl_us") else None,
         minimum_uhs=at_least(1, "minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else 1,
         calls=calls_of(caller, request.calls),
+        wanted=_wanted(caller, request),
     )
     return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
@@ -230,7 +233,18 @@ async def _held(door: ApiService, caller: Caller, hold_id: HoldId, outcome: Acce
         found = await door.port.ask(FreeOf(account_id=caller.account, hold_id=hold_id))
         room = found if isinstance(found, RoomView) else RoomView()
         reply.free_uhs, reply.within_key = room.free_uhs, room.within_key
+        reply.packages.extend(message_of(each, pb.PackageRoom) for each in room.packages)
     return reply
+
+
+def _wanted(caller: Caller, request: pb.AuthorizeRequest | pb.UpdateHoldRequest) -> Wanted | None:
+    """The LLM tokens that are asked for; what a customer holds by itself is of compute tokens."""
+    if not (caller.operator and request.HasField("wanted")):
+        return None
+    given = request.wanted
+    names = ("prompt_tokens", "completion_tokens", "least_prompt_tokens", "least_completion_tokens")
+    counts = {name: min(at_least(0, name, getattr(given, name)), LLM_TOKENS_MAX) for name in names}
+    return Wanted(**counts, rate_version=at_least(0, "rate_version", given.rate_version))
 
 
 def _key_id(caller: Caller, given: str) -> KeyId | None:

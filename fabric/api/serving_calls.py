@@ -10,6 +10,7 @@ from typing import Any, Final
 from fabric.api.keys import Caller
 from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, message_of, request_id, several, short
 from fabric.api.service import ApiService
+from fabric.charging.packages import PAYERS_MAX, Limit
 from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.config import engines
@@ -195,7 +196,12 @@ def _call_of(call: pb.Call) -> CallUsed:
         key_id=KeyId(short("key_id", call.key_id)) if call.key_id else None,
         rate_version=at_least(0, "rate_version", call.rate_version),
         covered=call.covered,
+        packages=_limits_of(call),
     )
+
+
+def _limits_of(call: pb.Call) -> tuple[Limit, ...]:
+    return tuple((short("asset", each.asset), at_least(0, "most", each.most)) for each in call.packages)
 
 
 def _as_said(call: pb.Call) -> CallUsed:
@@ -214,6 +220,7 @@ def _as_said(call: pb.Call) -> CallUsed:
         key_id=KeyId(_clipped(call.key_id)) if call.key_id else None,
         rate_version=call.rate_version,
         covered=call.covered,
+        packages=tuple((_clipped(each.asset), each.most) for each in call.packages[:PAYERS_MAX]),
     )
 
 

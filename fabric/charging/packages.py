@@ -18,17 +18,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from fabric.charging.rates import LLM_TOKENS_MAX, Counted
+from fabric.units import LLM, THOUSANDTHS
 
-THOUSANDTHS: Final = 1_000
-"""Of an LLM token: what packages are counted in."""
 WEIGHT_MAX: Final = 1_000 * THOUSANDTHS
 """What one token takes at most."""
 UNITS_MAX: Final = 10**12 * THOUSANDTHS
 """Of one asset that an account may own: one part in 9 000 of what a ledger has room for."""
 PAYERS_MAX: Final = 8
 """Packages that one call may be paid from."""
-LLM: Final = "llm:"
-"""How the names of these assets begin."""
 FAMILY: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _ASSET: Final = re.compile(rf"{LLM}({FAMILY})@(\d{{1,7}})/(\d{{1,7}})/(\d{{1,7}})/(\d{{1,7}})", re.ASCII)
 
@@ -91,11 +88,6 @@ def weights_of(asset: str) -> Weights | None:
     return weights if max(weights) <= WEIGHT_MAX and any(weights) else None
 
 
-def family_of(asset: str) -> str:
-    """As people call it: `llm:qwen`."""
-    return asset.partition("@")[0]
-
-
 def split(used: Counted, limits: Iterable[Limit]) -> Split:
     """Who pays for which tokens of a call, given what it may take of which packages, in this order."""
     kinds = (
@@ -142,12 +134,6 @@ def flaw_of(limits: tuple[Limit, ...]) -> str:
         if not 0 <= most <= 2 * LLM_TOKENS_MAX * WEIGHT_MAX:
             return f"it takes {most} thousandths of {asset}"
     return ""
-
-
-def format_llm_tokens(units: int) -> str:
-    """Thousandths as tokens for people, trailing zeros dropped."""
-    whole, rest = divmod(abs(units), THOUSANDTHS)
-    return f"{'-' if units < 0 else ''}{whole}" + (f".{rest:03d}".rstrip("0") if rest else "")
 
 
 def _take(left: list[int], weights: Weights, most: int) -> tuple[list[int], int]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from google.protobuf.json_format import ParseDict
 
+from fabric.cli.llm_packages import added, paid_for, totals_of
 from fabric.cli.output import console, moment, print_records, table
 from fabric.units import CT_DECIMALS, format_ct
 from fabric.wire import fabric_pb2 as pb
@@ -25,17 +26,20 @@ def print_totals(calls: Sequence[pb.Cdr]) -> None:
             accelerator,
             str(len(group)),
             *(str(sum(getattr(call, kind) for call in group)) for kind in _KINDS),
+            totals_of(group),
             format_ct(sum(call.charged_uhs for call in group), decimals=CT_DECIMALS),
         )
         for (model, accelerator), group in sorted(groups.items())
     ]
-    columns = ("model", "on", "calls", "prompt", "cached", "completion", "charged CT")
-    console().print(table("calls", columns, rows, spare=("cached",)))
+    columns = ("model", "on", "calls", "prompt", "cached", "completion", "packages", "charged CT")
+    console().print(table("calls", columns, rows, spare=("cached", "packages")))
 
 
 def print_calls(calls: Sequence[pb.Cdr]) -> None:
     """Every one."""
-    print_records(calls, as_json=False, title="calls", columns=_CALL_COLUMNS, spare=("reasoning", "key", "on"))
+    print_records(
+        calls, as_json=False, title="calls", columns=_CALL_COLUMNS, spare=("reasoning", "key", "on", "packages")
+    )
 
 
 def calls_in(records: list[dict[str, Any]]) -> list[pb.Cdr]:
@@ -55,8 +59,9 @@ def gathered_by_model(lines: list[dict[str, Any]], records: list[dict[str, Any]]
             continue
         before = gathered.pop(("calls", model), {"amount_uhs": 0, "held_uhs": 0})
         sums = {name: before[name] + line[name] for name in ("amount_uhs", "held_uhs")}
+        moved = added(before.get("packages", {}), line.get("packages", {}))
         what = {"kind": "calls" if model else "held for calls", "ref": model or "not used", "count": counts[model] or 1}
-        gathered["calls", model] = {**line, **what, **sums}
+        gathered["calls", model] = {**line, **what, **sums, "packages": moved}
     return list(gathered.values())
 
 
@@ -71,6 +76,7 @@ _CALL_COLUMNS: Final[dict[str, Any]] = {
     "cached": lambda cdr: str(cdr.cached_tokens),
     "completion": lambda cdr: str(cdr.completion_tokens),
     "reasoning": lambda cdr: str(cdr.reasoning_tokens),
+    "packages": paid_for,
     "charged CT": lambda cdr: "covered" if cdr.covered else format_ct(cdr.charged_uhs, decimals=CT_DECIMALS),
     "ended": lambda cdr: cdr.ended,
 }

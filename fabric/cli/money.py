@@ -8,6 +8,7 @@ import typer
 from fabric.cli import payments
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.job_columns import where
+from fabric.cli.llm_packages import packages_left, print_packages, what_of
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.offers import parts_of, terms_of
 from fabric.cli.output import (
@@ -61,6 +62,7 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         }
     )
     print_records(found.lots, as_json=False, title="lots", columns=_LOT_COLUMNS, spare=("granted CT",))
+    print_packages(found.packages)
     if found.units:
         print_records(found.units, as_json=False, title="besides tokens", columns=_UNIT_COLUMNS)
 
@@ -196,7 +198,7 @@ def statement(
     amounts, left = _rounded(_worth(opening), [line["amount_uhs"] for line in lines])
     held, left_held = _rounded(opening["held_uhs"], [line["held_uhs"] for line in lines])
     rows = [
-        (moment(line["at_us"]), _what(line), line["ref"], _signed(shown), _signed(shown_held))
+        (moment(line["at_us"]), what_of(line), line["ref"], _signed(shown), _signed(shown_held))
         for line, shown, shown_held in zip(lines, amounts, held, strict=True)
     ]
     if left or left_held:
@@ -205,10 +207,11 @@ def statement(
     if every_call and (calls := calls_in(found["records"])):
         print_calls(calls)
     if since:
-        print_facts(_balances(opening), title="opening")
+        print_facts({**_balances(opening), **packages_left(opening)}, title="opening")
     print_facts(
         {
             **_balances(closing),
+            **packages_left(closing),
             "tree": f"{found['until_size']} entries, root {found['until_root']}",
         },
         title="closing",
@@ -331,14 +334,6 @@ def _gathered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         sums = {name: before[name] + line[name] for name in ("amount_uhs", "held_uhs")}
         gathered[key] = {**line, **sums, "count": before["count"] + 1}
     return list(gathered.values())
-
-
-def _what(line: dict[str, Any]) -> str:
-    if line.get("paid_microcny"):
-        return f"{line['kind']} of {format_cny(line['paid_microcny'])} CNY"
-    if line.get("written_off_uhs"):
-        return f"{line['kind']} of {format_ct(line['written_off_uhs'])}, borne by the operator"
-    return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])
 
 
 def _rounded(opening: int, amounts: list[int]) -> tuple[list[int], int]:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from fabric.cli.llm_packages import amount_of
 from fabric.units import format_ct
 
 _TOKENS: Final = "CT"
@@ -25,11 +26,12 @@ def terms_of(subscription: dict[str, Any]) -> tuple[str, str, str, str, str]:
     days = subscription.get("lifetime_days")
     most = subscription.get("rollover_max_uhs", 0)
     least = subscription.get("rollover_min_uhs", 0)
-    carried = f"up to {format_ct(most)} CT" if most else "nothing"
+    asset = subscription.get("asset", _TOKENS)
+    carried = f"up to {_amount(asset, most)}" if most else "nothing"
     if most and least:
-        carried = f"{format_ct(least)} to {format_ct(most)} CT"
+        carried = f"{_amount(asset, least)} to {_amount(asset, most)}"
     return (
-        format_ct(subscription["amount_uhs"]) + _only(subscription.get("restriction")),
+        _amount(asset, subscription["amount_uhs"]).removesuffix(f" {_TOKENS}") + _only(subscription.get("restriction")),
         f"{subscription['cycle_days']} d" if subscription.get("cycle") == "days" else "month",
         f"{days} d" if days else "its cycle",
         carried,
@@ -38,7 +40,7 @@ def terms_of(subscription: dict[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _amount(asset: str, amount: int) -> str:
-    return f"{format_ct(amount)} CT" if asset == _TOKENS else f"{amount} {asset}"
+    return f"{format_ct(amount)} CT" if asset == _TOKENS else amount_of(asset, amount) or f"{amount} {asset}"
 
 
 def _only(restriction: dict[str, Any] | None) -> str:

@@ -14,8 +14,6 @@ from fabric.accelerators import canonical_accelerator
 from fabric.charging.basis import Basis, Figure
 from fabric.charging.catalogue import (
     COMPUTE,
-    SETTLEMENT_HOURS,
-    SETTLEMENT_HOURS_MAX,
     Bundle,
     Component,
     Cycle,
@@ -26,11 +24,12 @@ from fabric.charging.catalogue import (
     Subscription,
 )
 from fabric.charging.tariffs import HOURS_A_DAY, Weight
+from fabric.config.package_sections import LlmAsset, SomeLlmTokens
 from fabric.config.sections import Name, Section
 from fabric.config.serving import MODEL_PATTERN, RateSection
 from fabric.errors import InvalidAmount
 from fabric.ledger.scopes import Service
-from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, parse_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, LLM, PPM, parse_ct
 
 WEIGHT_MAX_PPM: Final = 100 * PPM
 PRICE_MAX_CNY: Final = 1_000_000_000
@@ -273,6 +272,20 @@ class TokensPart(Section):
         )
 
 
+class LlmPart(Section):
+    """LLM tokens of a family in a bundle."""
+
+    asset: LlmAsset
+    amount: SomeLlmTokens
+    share: Price
+    lifetime_days: LifetimeDays
+
+    def built(self) -> Component:
+        return Component(
+            asset=self.asset, amount=self.amount, share_microcny=self.share, lifetime_days=self.lifetime_days
+        )
+
+
 class OtherPart(Section):
     """Units of something else in a bundle, such as minutes of 5G edge."""
 
@@ -289,11 +302,13 @@ class OtherPart(Section):
 
 def _kind_of_part(given: Any) -> str:
     asset = given.get("asset") if isinstance(given, dict) else getattr(given, "asset", None)
-    return "tokens" if asset == COMPUTE else "other"
+    is_llm = isinstance(asset, str) and asset.startswith(LLM)
+    return "tokens" if asset == COMPUTE else "llm" if is_llm else "other"
 
 
 Part = Annotated[
-    Annotated[TokensPart, Tag("tokens")] | Annotated[OtherPart, Tag("other")], Discriminator(_kind_of_part)
+    Annotated[TokensPart, Tag("tokens")] | Annotated[LlmPart, Tag("llm")] | Annotated[OtherPart, Tag("other")],
+    Discriminator(_kind_of_part),
 ]
 
 
@@ -348,13 +363,3 @@ class SubscriptionSection(Section):
             overflow=self.overflow,
             restriction=self.only.built(),
         )
-
-
-class CatalogueFile(Section):
-    """plans.yaml"""
-
-    version: Version
-    plans: Annotated[tuple[PlanSection, ...], Field(strict=False)]
-    bundles: Annotated[tuple[BundleSection, ...], Field(strict=False)] = ()
-    subscriptions: Annotated[tuple[SubscriptionSection, ...], Field(strict=False)] = ()
-    settlement_hours: Annotated[int, Field(ge=0, le=SETTLEMENT_HOURS_MAX)] = SETTLEMENT_HOURS

@@ -6,20 +6,24 @@ what was found there, and what is allowed. What the values mean is said in `fabr
 
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from fabric.charging.burn import BurnCurve, flaws_of, ratio
-from fabric.charging.catalogue import Catalogue, Mode, Overflow
+from fabric.charging.catalogue import Bundle, Catalogue, Mode, Overflow, Subscription
 from fabric.charging.tariffs import HOURS_A_DAY, Tariffs, within
+from fabric.config.catalogue_file import CatalogueFile, LlmSubscriptionSection
 from fabric.config.files import read_sections
+from fabric.config.package_sections import FamilySection
 from fabric.config.price_sections import (
     BundleSection,
-    CatalogueFile,
     ModelRateSection,
+    RestrictionSection,
     SubscriptionSection,
     TariffsFile,
     WeightSection,
 )
 from fabric.errors import InvalidConfig
-from fabric.units import PPM, format_cny
+from fabric.units import LLM, PPM, format_cny
 
 Mistake = tuple[str, str, str]
 """Where in the file, what was found, what is allowed."""
@@ -58,10 +62,53 @@ def load_catalogue(path: Path | str) -> Catalogue:
     return Catalogue(
         version=given.version,
         plans=tuple(plan.built() for plan in given.plans),
-        bundles=tuple(bundle.built() for bundle in given.bundles),
-        subscriptions=tuple(subscription.built() for subscription in given.subscriptions),
+        bundles=tuple(_bundle(bundle.built(), given.families) for bundle in given.bundles),
+        subscriptions=tuple(_subscription(each.built(), given.families) for each in given.subscriptions),
         settlement_hours=given.settlement_hours,
     )
+
+
+def _bundle(bundle: Bundle, families: tuple[FamilySection, ...]) -> Bundle:
+    """With what its packages of LLM tokens are good for, and how they are counted."""
+    by_name = {family.sold_as: family for family in families}
+    parts = (
+        replace(part, asset=family.asset, restriction=family.restriction)
+        if (family := by_name.get(part.asset)) is not None
+        else part
+        for part in bundle.components
+    )
+    return replace(bundle, components=tuple(parts))
+
+
+def _subscription(offer: Subscription, families: tuple[FamilySection, ...]) -> Subscription:
+    family = next((family for family in families if family.sold_as == offer.asset), None)
+    return offer if family is None else replace(offer, asset=family.asset, restriction=family.restriction)
+
+
+def _mistaken_families(given: CatalogueFile) -> list[Mistake]:
+    """Families that are sold and aren't there; and those that nobody could count, because nothing takes anything."""
+    known = [family.sold_as for family in given.families]
+    mistakes = _named_twice("families", [family.name for family in given.families])
+    sold = [
+        (f"bundles[{at}].parts[{place}]", part.asset)
+        for at, bundle in enumerate(given.bundles)
+        for place, part in enumerate(bundle.parts)
+        if part.asset.startswith(LLM)
+    ]
+    sold += [
+        (f"subscriptions[{at}]", offer.asset)
+        for at, offer in enumerate(given.subscriptions)
+        if isinstance(offer, LlmSubscriptionSection)
+    ]
+    named = ", ".join(known) or "none: add it to families"
+    mistakes += [(where, asset, f"a family that is there: {named}") for where, asset in sold if asset not in known]
+    for at, family in enumerate(given.families):
+        if not any(family.weights.built()):
+            mistakes.append((f"families[{at}].weights", "nothing but 0", "a weight above 0"))
+    for at, offer in enumerate(given.subscriptions):
+        if isinstance(offer, LlmSubscriptionSection) and offer.only != RestrictionSection():
+            mistakes.append((f"subscriptions[{at}].only", "a restriction", "none: the family says what it is good for"))
+    return mistakes
 
 
 def _refuse(file: Path, mistakes: list[Mistake]) -> None:
@@ -116,6 +163,7 @@ def _mistaken_catalogue(given: CatalogueFile) -> list[Mistake]:
     mistakes: list[Mistake] = [] if given.plans else [("plans", "no plans", "at least one")]
     mistakes += _named_twice("plans", [plan.name for plan in given.plans])
     mistakes += _named_twice("bundles", [bundle.name for bundle in given.bundles])
+    mistakes += _mistaken_families(given)
     mistakes += _named_twice("subscriptions", [subscription.name for subscription in given.subscriptions])
     for at, plan in enumerate(given.plans):
         if (plan.mode is Mode.POSTPAID) != (plan.credit_limit > 0):

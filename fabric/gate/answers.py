@@ -21,6 +21,7 @@ from fabric.gate import (
     keys,
     listing,
     offers,
+    package_answers,
     requests,
     starts,
     till_views,
@@ -277,6 +278,7 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         cohort=account.cohort,
         bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
+        packages=package_answers.of_account(core, account.account_id, now_us) if lots and core.book.packages else (),
     )
 
 

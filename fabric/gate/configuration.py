@@ -6,7 +6,7 @@ Whoever runs, waits or owes now was given a price, a plan and credit: none of th
 from typing import Final
 
 from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Mode
-from fabric.charging.packages import LLM, UNITS_MAX, weights_of
+from fabric.charging.packages import UNITS_MAX, weights_of
 from fabric.gate import models, refusals, treasury
 from fabric.gate.core import Core
 from fabric.gate.events import Configure
@@ -18,7 +18,7 @@ from fabric.gate.questions import PolicyView
 from fabric.ledger import packages as ledgers
 from fabric.placement.quota_terms import POLICY_COUNT_MAX
 from fabric.placement.quotas import Policy
-from fabric.units import AMOUNT_UHS_MAX, format_ct
+from fabric.units import AMOUNT_UHS_MAX, LLM, format_ct
 
 HOUR_US: Final = 3_600_000_000
 

@@ -1,6 +1,5 @@
 """What was booked by mistake, taken back: as far as it is unused, with its part of the price, by an entry that says why."""
 
-from fabric.charging.packages import format_llm_tokens
 from fabric.gate import refusals, subscriptions
 from fabric.gate.core import Core
 from fabric.gate.events import VoidLot
@@ -9,7 +8,7 @@ from fabric.gate.payments import TAKING
 from fabric.gate.treasury import REASON_MAX
 from fabric.ledger import funding
 from fabric.ledger import packages as ledgers
-from fabric.units import format_ct
+from fabric.units import format_ct, format_llm_tokens
 
 
 def void(core: Core, event: VoidLot) -> Outcome:

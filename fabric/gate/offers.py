@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging.catalogue import Plan
-from fabric.gate import keys, lora, models
+from fabric.gate import keys, lora, models, package_answers
 from fabric.gate.core import Core
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.state import Model
@@ -60,10 +60,15 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
                 model=model.spec.name,
                 free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us, use=use_of(home, model.spec.name))),
                 covered=home.spec.dedicated_to == account_id,
+                packaged=bool(
+                    core.book.packages
+                    and package_answers.free_of(core, account_id, now_us, use=use_of(home, model.spec.name))
+                ),
             )
             for model in offered
             for home in (lora.home_of(core, model),)
         ),
+        packages=package_answers.free_of(core, account_id, now_us) if core.book.packages else (),
     )
 
 

@@ -12,16 +12,16 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from fabric.charging.catalogue import COMPUTE
-from fabric.charging.packages import UNITS_MAX, Paid, at_worst, family_of, format_llm_tokens
+from fabric.charging.packages import UNITS_MAX, Paid, at_worst
 from fabric.charging.plans import LotTerms
 from fabric.charging.rates import Rate, rate_for, worst_uhs
 from fabric.charging.records import Cdr, PackageUse
 from fabric.gate import models, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
+from fabric.gate.package_views import PackageRoom
 from fabric.gate.serving_events import Wanted
 from fabric.gate.state import Account
-from fabric.gate.views import PackageRoom
 from fabric.ledger import Refused, clients, funding, holding
 from fabric.ledger import packages as ledgers
 from fabric.ledger.holds import Hold
@@ -29,7 +29,7 @@ from fabric.ledger.lots import BurnKey
 from fabric.ledger.outcomes import Fact
 from fabric.ledger.scopes import Use
 from fabric.ledger.state import Ledger
-from fabric.units import INT64_MAX
+from fabric.units import INT64_MAX, family_of, format_llm_tokens
 
 _LAST: Final = (INT64_MAX, INT64_MAX, True, 0, 0, 0, "")
 Shares = dict[str, list[tuple[str, int]]]

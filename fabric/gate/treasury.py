@@ -302,6 +302,8 @@ def book_terms(
     )
     if not isinstance(answer, Refused):
         core.state.lots_made += 1
+        if asset != COMPUTE:
+            core.book.packages[asset].accounts[account.account_id].owned.append(newest_lot(core))
     return answer
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from fabric.charging.rates import Rate
 from fabric.gate.instructions import Share
+from fabric.gate.package_views import PackageRoom, PackageView
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
 from fabric.placement.score import Chosen
@@ -193,6 +194,8 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     weight_ppm: int = PPM
     cohort: str = ""
     """Who pays for it together with other accounts: the share is theirs together."""
+    packages: tuple[PackageView, ...] = ()
+    """Of LLM tokens."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,16 +314,8 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
     """What a hold for it could get now, by the account's lots and the key's limit."""
     covered: bool
     """Whether it is the account's own: its lease pays."""
-
-
-class PackageRoom(msgspec.Struct, frozen=True, kw_only=True):
-    """A package of LLM tokens beside a client's hold, in thousandths of a token of weight 1."""
-
-    asset: str
-    held: int
-    """What the hold has of it."""
-    free: int
-    """What it could be given more."""
+    packaged: bool = False
+    """Whether there is something free of a package of LLM tokens that is good for it."""
 
 
 class RoomView(msgspec.Struct, frozen=True, kw_only=True):
@@ -366,6 +361,8 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     free_uhs: int
     """Whatever it is good for, within the key's limit."""
     models: tuple[Entitlement, ...]
+    packages: tuple[PackageRoom, ...] = ()
+    """What the account has free of packages of LLM tokens."""
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,6 +78,8 @@ class Account(msgspec.Struct, kw_only=True):
     """Of those whose scope admits a use the first one counts; where none does, `FREELY`."""
     burning: list[str] = []
     """Lots in burn order."""
+    owned: list[str] = []
+    """In a package: all lots that it was ever given."""
 
     def spending_for(self, use: Use | None) -> Spending:
         """By which rule a use is met; no use in particular is met freely."""

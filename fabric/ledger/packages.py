@@ -48,6 +48,12 @@ def settings(ledger: Ledger, *, operator: str, settlement_window_us: int) -> Non
         each.operator, each.settlement_window_us = operator, settlement_window_us
 
 
+def free(package: Ledger, account_id: str, *, use: Use | None, now_us: int) -> int:
+    """What an account has free in a package, for a use or (None) for any."""
+    account = package.accounts.get(account_id)
+    return 0 if account is None else balances.free_uhs(package, account, now_us=now_us, use=use)
+
+
 def burns_next(package: Ledger, account_id: str, *, use: Use, now_us: int) -> Lot | None:
     """The lot that a new hold of an account takes from first, for a use; None where it has nothing free for that."""
     account = package.accounts.get(account_id)

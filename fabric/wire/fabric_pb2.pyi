@@ -7,20 +7,54 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Accepted(_message.Message):
-    __slots__ = ("granted_uhs", "held_uhs", "final", "facts_json", "free_uhs", "within_key")
+    __slots__ = ("granted_uhs", "held_uhs", "final", "facts_json", "free_uhs", "within_key", "packages")
     GRANTED_UHS_FIELD_NUMBER: _ClassVar[int]
     HELD_UHS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     FACTS_JSON_FIELD_NUMBER: _ClassVar[int]
     FREE_UHS_FIELD_NUMBER: _ClassVar[int]
     WITHIN_KEY_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
     granted_uhs: int
     held_uhs: int
     final: bool
     facts_json: str
     free_uhs: int
     within_key: bool
-    def __init__(self, granted_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., final: _Optional[bool] = ..., facts_json: _Optional[str] = ..., free_uhs: _Optional[int] = ..., within_key: _Optional[bool] = ...) -> None: ...
+    packages: _containers.RepeatedCompositeFieldContainer[PackageRoom]
+    def __init__(self, granted_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., final: _Optional[bool] = ..., facts_json: _Optional[str] = ..., free_uhs: _Optional[int] = ..., within_key: _Optional[bool] = ..., packages: _Optional[_Iterable[_Union[PackageRoom, _Mapping]]] = ...) -> None: ...
+
+class PackageRoom(_message.Message):
+    __slots__ = ("asset", "held", "free")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    asset: str
+    held: int
+    free: int
+    def __init__(self, asset: _Optional[str] = ..., held: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
+
+class PackageLimit(_message.Message):
+    __slots__ = ("asset", "most")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    asset: str
+    most: int
+    def __init__(self, asset: _Optional[str] = ..., most: _Optional[int] = ...) -> None: ...
+
+class Wanted(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens", "least_prompt_tokens", "least_completion_tokens", "rate_version")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    least_prompt_tokens: int
+    least_completion_tokens: int
+    rate_version: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., least_prompt_tokens: _Optional[int] = ..., least_completion_tokens: _Optional[int] = ..., rate_version: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data", "sha256")
@@ -658,7 +692,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort", "charged_back_uhs")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort", "charged_back_uhs", "packages")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -678,6 +712,7 @@ class BalanceReply(_message.Message):
     WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
     CHARGED_BACK_UHS_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -697,7 +732,60 @@ class BalanceReply(_message.Message):
     weight_ppm: int
     cohort: str
     charged_back_uhs: int
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., charged_back_uhs: _Optional[int] = ...) -> None: ...
+    packages: _containers.RepeatedCompositeFieldContainer[Package]
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., charged_back_uhs: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[Package, _Mapping]]] = ...) -> None: ...
+
+class Package(_message.Message):
+    __slots__ = ("asset", "family", "weights", "granted", "free", "held", "used", "expired", "voided", "worth_uhs", "lots")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    VOIDED_FIELD_NUMBER: _ClassVar[int]
+    WORTH_UHS_FIELD_NUMBER: _ClassVar[int]
+    LOTS_FIELD_NUMBER: _ClassVar[int]
+    asset: str
+    family: str
+    weights: _containers.RepeatedScalarFieldContainer[int]
+    granted: int
+    free: int
+    held: int
+    used: int
+    expired: int
+    voided: int
+    worth_uhs: int
+    lots: _containers.RepeatedCompositeFieldContainer[PackageLot]
+    def __init__(self, asset: _Optional[str] = ..., family: _Optional[str] = ..., weights: _Optional[_Iterable[int]] = ..., granted: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ..., used: _Optional[int] = ..., expired: _Optional[int] = ..., voided: _Optional[int] = ..., worth_uhs: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[PackageLot, _Mapping]]] = ...) -> None: ...
+
+class PackageLot(_message.Message):
+    __slots__ = ("lot_id", "origin", "granted", "free", "held", "used", "effective_at_us", "expires_at_us", "scope", "price_microcny", "worth_uhs")
+    LOT_ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_AT_US_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    PRICE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    WORTH_UHS_FIELD_NUMBER: _ClassVar[int]
+    lot_id: str
+    origin: str
+    granted: int
+    free: int
+    held: int
+    used: int
+    effective_at_us: int
+    expires_at_us: int
+    scope: str
+    price_microcny: int
+    worth_uhs: int
+    def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ..., used: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ..., worth_uhs: _Optional[int] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")
@@ -747,6 +835,26 @@ class UnsubscribeRequest(_message.Message):
     subscription: str
     def __init__(self, request_id: _Optional[str] = ..., subscription: _Optional[str] = ...) -> None: ...
 
+class PackageUse(_message.Message):
+    __slots__ = ("asset", "units", "tokens", "lots")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOTS_FIELD_NUMBER: _ClassVar[int]
+    asset: str
+    units: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    lots: _containers.RepeatedCompositeFieldContainer[PackageShare]
+    def __init__(self, asset: _Optional[str] = ..., units: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., lots: _Optional[_Iterable[_Union[PackageShare, _Mapping]]] = ...) -> None: ...
+
+class PackageShare(_message.Message):
+    __slots__ = ("lot_id", "units")
+    LOT_ID_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    lot_id: str
+    units: int
+    def __init__(self, lot_id: _Optional[str] = ..., units: _Optional[int] = ...) -> None: ...
+
 class UsageRequest(_message.Message):
     __slots__ = ("job_id", "from_us", "until_us")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -758,7 +866,7 @@ class UsageRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class Cdr(_message.Message):
-    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered", "fraction")
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered", "fraction", "packages", "spared_uhs")
     CDR_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -789,6 +897,8 @@ class Cdr(_message.Message):
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COVERED_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
+    SPARED_UHS_FIELD_NUMBER: _ClassVar[int]
     cdr_id: str
     account_id: str
     job_id: str
@@ -819,7 +929,9 @@ class Cdr(_message.Message):
     reasoning_tokens: int
     covered: bool
     fraction: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
+    packages: _containers.RepeatedCompositeFieldContainer[PackageUse]
+    spared_uhs: int
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ..., fraction: _Optional[_Iterable[int]] = ..., packages: _Optional[_Iterable[_Union[PackageUse, _Mapping]]] = ..., spared_uhs: _Optional[int] = ...) -> None: ...
 
 class Band(_message.Message):
     __slots__ = ("devices_us", "busy_us")
@@ -866,7 +978,7 @@ class LogCheckpointReply(_message.Message):
     def __init__(self, note: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
 class AuthorizeRequest(_message.Message):
-    __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs", "key_id")
+    __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs", "key_id", "wanted")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     HOLD_ID_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
@@ -877,6 +989,7 @@ class AuthorizeRequest(_message.Message):
     TTL_US_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_UHS_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     hold_id: str
     amount_uhs: int
@@ -887,10 +1000,11 @@ class AuthorizeRequest(_message.Message):
     ttl_us: int
     minimum_uhs: int
     key_id: str
-    def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., key_id: _Optional[str] = ...) -> None: ...
+    wanted: Wanted
+    def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., key_id: _Optional[str] = ..., wanted: _Optional[_Union[Wanted, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("call_id", "key_id", "model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "started_at_us", "ended_at_us", "ended", "covered", "rate_version")
+    __slots__ = ("call_id", "key_id", "model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "started_at_us", "ended_at_us", "ended", "covered", "rate_version", "packages")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -904,6 +1018,7 @@ class Call(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     COVERED_FIELD_NUMBER: _ClassVar[int]
     RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     key_id: str
     model: str
@@ -917,10 +1032,11 @@ class Call(_message.Message):
     ended: str
     covered: bool
     rate_version: int
-    def __init__(self, call_id: _Optional[str] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ..., covered: _Optional[bool] = ..., rate_version: _Optional[int] = ...) -> None: ...
+    packages: _containers.RepeatedCompositeFieldContainer[PackageLimit]
+    def __init__(self, call_id: _Optional[str] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ..., covered: _Optional[bool] = ..., rate_version: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[PackageLimit, _Mapping]]] = ...) -> None: ...
 
 class UpdateHoldRequest(_message.Message):
-    __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us", "minimum_uhs", "calls")
+    __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us", "minimum_uhs", "calls", "wanted")
     HOLD_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     USED_UHS_FIELD_NUMBER: _ClassVar[int]
@@ -928,6 +1044,7 @@ class UpdateHoldRequest(_message.Message):
     TTL_US_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_UHS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     hold_id: str
     seq: int
     used_uhs: int
@@ -935,7 +1052,8 @@ class UpdateHoldRequest(_message.Message):
     ttl_us: int
     minimum_uhs: int
     calls: _containers.RepeatedCompositeFieldContainer[Call]
-    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., more_uhs: _Optional[int] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+    wanted: Wanted
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., more_uhs: _Optional[int] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., wanted: _Optional[_Union[Wanted, _Mapping]] = ...) -> None: ...
 
 class SettleHoldRequest(_message.Message):
     __slots__ = ("hold_id", "seq", "used_uhs", "calls")
@@ -1272,7 +1390,7 @@ class CallerOfRequest(_message.Message):
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class CallerOfReply(_message.Message):
-    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead")
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead", "packages")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -1295,6 +1413,7 @@ class CallerOfReply(_message.Message):
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     DEAD_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     secret_sha256: str
@@ -1317,17 +1436,20 @@ class CallerOfReply(_message.Message):
     project: str
     member: str
     dead: str
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ...) -> None: ...
+    packages: _containers.RepeatedCompositeFieldContainer[PackageRoom]
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageRoom, _Mapping]]] = ...) -> None: ...
 
 class Entitlement(_message.Message):
-    __slots__ = ("model", "free_uhs", "covered")
+    __slots__ = ("model", "free_uhs", "covered", "packaged")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FREE_UHS_FIELD_NUMBER: _ClassVar[int]
     COVERED_FIELD_NUMBER: _ClassVar[int]
+    PACKAGED_FIELD_NUMBER: _ClassVar[int]
     model: str
     free_uhs: int
     covered: bool
-    def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
+    packaged: bool
+    def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ..., packaged: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
     __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min", "project", "member")

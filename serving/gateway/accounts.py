@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.units import format_ct
+from fabric.units import family_of, format_ct, format_llm_tokens
 from serving.gateway.directory import KeyFacts
 from serving.gateway.generations import Generation
 
@@ -24,7 +24,13 @@ def call_named(text: str) -> str:
 def credits_of(key: KeyFacts) -> dict[str, Any]:
     """What can be spent. `total_credits` less `total_usage` is what is free, as its readers reckon."""
     data = {"total_credits": number(key.free_uhs), "total_usage": 0, "unit": "compute_tokens"}
-    return {"data": data, "fabric": {"free_uhs": str(key.free_uhs), "free_ct": format_ct(key.free_uhs, decimals=8)}}
+    facts: dict[str, Any] = {"free_uhs": str(key.free_uhs), "free_ct": format_ct(key.free_uhs, decimals=8)}
+    if key.packages:
+        facts["packages"] = [
+            {"asset": asset, "family": family_of(asset), "free_llm_tokens": format_llm_tokens(free)}
+            for asset, free in key.packages.items()
+        ]
+    return {"data": data, "fabric": facts}
 
 
 def key_of(key: KeyFacts) -> dict[str, Any]:

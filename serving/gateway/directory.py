@@ -21,6 +21,8 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
     """What of the account's tokens is good for this model and not held, by any slice either."""
     covered: bool = False
     """Whether it is the account's own, and its lease pays."""
+    packaged: bool = False
+    """Whether something is free of a package of LLM tokens that is good for it."""
 
 
 class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Of a compute token, on the account's plan; 0 = not known."""
     models: dict[str, Entitlement] = {}
     """Every model that the account may ask for, by name."""
+    packages: dict[str, int] = {}
+    """What is free of packages of LLM tokens, by asset, in thousandths."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

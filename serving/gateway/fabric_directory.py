@@ -64,9 +64,12 @@ class FabricDirectory:
             tokens_per_min=found.tokens_per_min,
             price_microcny_per_ct=found.price_microcny_per_ct,
             models={
-                each.model: Entitlement(model=each.model, free_uhs=each.free_uhs, covered=each.covered)
+                each.model: Entitlement(
+                    model=each.model, free_uhs=each.free_uhs, covered=each.covered, packaged=each.packaged
+                )
                 for each in found.models
             },
+            packages={each.asset: each.free for each in found.packages},
         )
 
     async def boards(self) -> AsyncIterator[Board]:

@@ -59,13 +59,18 @@ class Caller(NamedTuple):
 
     def callable(self) -> list[str]:
         """The models that the caller's tokens are good for; of one who has none left, all there are."""
-        has_some = self.key.free_uhs > 0
-        return [name for name, has in self.key.models.items() if has.covered or has.free_uhs > 0 or not has_some]
+        has_some = self.key.free_uhs > 0 or any(has.packaged for has in self.key.models.values())
+        return [
+            name
+            for name, has in self.key.models.items()
+            if has.covered or has.packaged or has.free_uhs > 0 or not has_some
+        ]
 
     def bound_elsewhere(self, name: str) -> bool:
         """Whether there are free tokens, but none that are good for this model."""
         has = self.key.models.get(name)
-        return has is not None and not has.covered and has.free_uhs == 0 and self.key.free_uhs > 0
+        bound = has is not None and not (has.covered or has.packaged) and has.free_uhs == 0
+        return bound and self.key.free_uhs > 0
 
 
 class Memory(Generic[Answer]):

@@ -8,9 +8,10 @@ a call is charged once, for what the engine produced and never for more; what is
 from typing import Final
 
 from fabric.errors import Conflict
-from serving.calls import Call, Ended, Granted, Usage
+from serving.calls import Call, Ended, Granted, Usage, Wanted
+from serving.metering import packages, promises
 from serving.metering.reports import RefusedCalls, first_report, unreported
-from serving.metering.slices import Ask, Charge, OpenCall, Payer, Short, Slice, Terms, affordable, size_uhs, worst_uhs
+from serving.metering.slices import Ask, Charge, OpenCall, Payer, Short, Slice, Terms, size_uhs, worst_uhs
 
 _FOR_EVER_US: Final = 2**62
 _QUIET_US: Final = 1_000_000
@@ -67,12 +68,15 @@ class Metering:
         """
         if call_id in self.calls:
             raise Conflict(f"call {call_id} is running already: give every call an id of its own", call=call_id)
-        piece = self._slice(payer, now_us)
+        piece, margin_us = self._slice(payer, now_us), self.terms.margin_us
         least = min(1, wants)
-        need = 0 if payer.covered else worst_uhs(self.charge, prompt_tokens, least)
-        room = piece.available_uhs(now_us, self.terms.margin_us)
-        if piece.until_us == 0 or room < need:
-            return Short(need_uhs=need - room, free_uhs=max(0, room), within_key=piece.within_key)
+        limits, prompt, completion = packages.promise(
+            (), piece.packages(now_us, margin_us), prompt=prompt_tokens, completion=least
+        )
+        need = 0 if payer.covered else worst_uhs(self.charge, prompt, completion)
+        room = piece.available_uhs(now_us, margin_us)
+        if piece.until_us == 0 or (room < need and (need or not limits)):
+            return Short(need - room, max(0, room), piece.within_key, prompt, completion)
         call = OpenCall(
             call_id,
             payer,
@@ -86,11 +90,12 @@ class Metering:
             self.rate_version,
             self.charge,
         )
+        packages.bind(piece, call, limits)
         piece.bound_uhs += need
         piece.open_calls += 1
         piece.used_at_us = now_us
         self.calls[call_id] = call
-        self._extend(call, now_us)
+        promises.extend(call, now_us=now_us, terms=self.terms)
         return call
 
     def advance(self, call_id: str, *, completion: int, cached: int, reasoning: int = 0, now_us: int) -> int:
@@ -99,7 +104,7 @@ class Metering:
         """
         call = self.calls[call_id]
         if completion > call.paid - self.terms.grant_tokens // 2 and call.paid < call.wants:
-            self._extend(call, now_us, used=completion)
+            promises.extend(call, now_us=now_us, terms=self.terms, used=completion)
         kept = min(completion, call.paid)
         call.usage = Usage(call.usage.prompt_tokens, cached, kept, min(reasoning, kept))
         return call.paid
@@ -108,19 +113,8 @@ class Metering:
         """End a call: what it used is spent, what it had beside is free again. Its charge is `charge_of`."""
         call, terms = self.calls.pop(call_id), self.terms
         piece = call.piece
-        done = Call(
-            call_id=call_id,
-            account_id=call.payer.account_id,
-            key_id=call.key_id,
-            model=self.model,
-            accelerator=self.accelerator,
-            usage=call.usage,
-            started_at_us=call.started_at_us,
-            ended_at_us=max(now_us, call.started_at_us),
-            ended=ended,
-            covered=call.payer.covered,
-            rate_version=call.rate_version,
-        )
+        done = self.told(call, ended, at_us=max(now_us, call.started_at_us))
+        done = packages.ended(piece, call, done, now_us=now_us, terms=terms)
         charged = self.charge_of(done)
         piece.bound_uhs -= call.bound_uhs
         piece.spent_uhs += charged
@@ -132,9 +126,14 @@ class Metering:
         piece.burn(charged, now_us, terms.horizon_us)
         return done
 
+    def told(self, call: OpenCall, ended: str, *, at_us: int) -> Call:
+        """A call as it would be recorded if it had ended so."""
+        return promises.told(call, ended, model=self.model, accelerator=self.accelerator, at_us=at_us)
+
     def abandon(self, call_id: str) -> None:
         """Undo `open`: the call never began."""
         call = self.calls.pop(call_id)
+        packages.bind(call.piece, call, ())
         call.piece.bound_uhs -= call.bound_uhs
         call.piece.open_calls -= 1
 
@@ -153,34 +152,15 @@ class Metering:
 
     def charge_of(self, call: Call) -> int:
         """What the call costs, in µHs."""
-        return 0 if call.covered else self._charges.get(call.rate_version, self.charge)(call.usage)
-
-    def _extend(self, call: OpenCall, now_us: int, *, used: int = 0) -> None:
-        """Pay for more of the call from what its slice has available."""
-        grant, piece = self.terms.grant_tokens, call.piece
-        if piece.final:  # little is left for all: each takes what it soon needs
-            grant = max(1, grant // 8)
-        aim = min(call.wants, used + grant)
-        if aim <= call.paid:
-            return
-        if call.payer.covered:
-            call.paid = aim
-            return
-        room = piece.available_uhs(now_us, self.terms.margin_us)
-        if room <= 0:
-            return
-        prompt = call.usage.prompt_tokens
-        paid = affordable(call.charge, prompt, least=call.paid, most=aim, budget_uhs=call.bound_uhs + room)
-        bound = max(call.bound_uhs, worst_uhs(call.charge, prompt, paid))
-        piece.bound_uhs += bound - call.bound_uhs
-        call.paid, call.bound_uhs = paid, bound
+        return 0 if call.covered else self._charges.get(call.rate_version, self.charge)(packages.rest_of(call))
 
     # -- the ledger ----------------------------------------------------------------------------------------------------
 
     def need(self, payer: Payer, short: Short, now_us: int) -> Ask:
         """The message that gets a waiting call in; the one under way where there is one, whose answer is awaited."""
         piece = self._slice(payer, now_us)
-        return piece.asked or self._more(piece, need_uhs=short.need_uhs, least_uhs=short.need_uhs, now_us=now_us)
+        need, whole = short.need_uhs, (short.prompt_tokens, short.completion_tokens)
+        return piece.asked or self._more(piece, need, need, now_us=now_us, whole=whole, least=whole)
 
     def need_more(self, call_id: str, *, completion: int, now_us: int) -> Ask | None:
         """The message that lets an open call go on; None where its hold is about to end: nothing more can be paid."""
@@ -190,12 +170,8 @@ class Metering:
             return piece.asked
         if now_us >= piece.until_us - self.terms.margin_us:
             return None
-        room = piece.available_uhs(now_us, self.terms.margin_us)
-        one, all_of_it = (
-            worst_uhs(call.charge, call.usage.prompt_tokens, min(call.wants, reach)) - call.bound_uhs - room
-            for reach in (call.paid + 1, max(call.paid + 1, completion))
-        )
-        return self._more(piece, need_uhs=all_of_it, least_uhs=one, now_us=now_us)
+        one, all_of_it, whole = promises.lacks(call, completion=completion, now_us=now_us, terms=self.terms)
+        return self._more(piece, all_of_it, one, now_us=now_us, whole=whole, least=(0, 1))
 
     def due(self, now_us: int) -> list[Ask]:
         """What should be said now unasked: renewals, reports, and slices that are given back."""
@@ -237,7 +213,8 @@ class Metering:
         piece.spent_uhs -= captured
         grew = answer.held_uhs - (piece.held_uhs - captured)
         piece.held_uhs = answer.held_uhs
-        piece.final = answer.final or grew < ask.minimum_uhs
+        has_more = packages.told(piece, answer.packages, reported=ask.calls)
+        piece.final = answer.final or (grew < ask.minimum_uhs and not has_more)
         piece.free_uhs, piece.within_key = answer.free_uhs, answer.within_key
         piece.until_us = ask.asked_at_us + self.terms.ttl_us
         if ask.amount_uhs and piece.final:
@@ -308,31 +285,50 @@ class Metering:
             return self._settle(piece, now_us)
         if piece.until_us == 0 or now_us >= piece.until_us - terms.margin_us:
             return None
-        if not piece.payer.covered and piece.open_calls and now_us >= piece.quiet_until_us:
+        is_ample = packages.reach(piece, now_us, terms) > packages.size(piece, now_us, terms) // terms.renew_part
+        if not piece.payer.covered and piece.open_calls and now_us >= piece.quiet_until_us and not is_ample:
+            if packages.has_more(piece):
+                return self._more(piece, now_us=now_us)
             size = size_uhs(piece, need_uhs=0, unit_uhs=self._unit_uhs(), now_us=now_us, terms=terms)
             if piece.available_uhs(now_us, terms.margin_us) * terms.renew_part < size:
-                return self._more(piece, need_uhs=0, least_uhs=0, now_us=now_us)
+                return self._more(piece, now_us=now_us)
         stale = bool(piece.ended) and now_us - piece.report_since_us >= terms.report_us
         stale = stale or len(piece.ended) >= terms.report_calls
         old = now_us >= piece.until_us - terms.ttl_us // 2
         return self._update(piece, now_us) if stale or old else None
 
-    def _more(self, piece: Slice, *, need_uhs: int, least_uhs: int, now_us: int) -> Ask:
+    def _more(
+        self,
+        piece: Slice,
+        need_uhs: int = 0,
+        least_uhs: int = 0,
+        *,
+        now_us: int,
+        whole: tuple[int, int] = (0, 0),
+        least: tuple[int, int] = (0, 0),
+    ) -> Ask:
+        """Ask for compute tokens, and for as many LLM tokens of packages: `whole` of them, and some for what comes soon."""
         size = size_uhs(piece, need_uhs=need_uhs, unit_uhs=self._unit_uhs(), now_us=now_us, terms=self.terms)
         room = max(0, piece.available_uhs(now_us, self.terms.margin_us))
         more = 0 if piece.payer.covered else max(need_uhs, size - room)
-        least = min(max(least_uhs, 0), more)
+        minimum = min(max(least_uhs, 0), more)
+        soon = packages.size(piece, now_us, self.terms)
+        wanted = Wanted(whole[0], whole[1] + soon, *least, self.rate_version)
         if piece.until_us:
-            return self._update(piece, now_us, more_uhs=more, minimum_uhs=least)
-        return self._ask(piece, Ask("authorize", piece.hold_id, piece.payer, 0, (), more, least, now_us))
+            return self._update(piece, now_us, more_uhs=more, minimum_uhs=minimum, wanted=wanted)
+        authorize = Ask("authorize", piece.hold_id, piece.payer, 0, (), more, minimum, now_us, wanted=wanted)
+        return self._ask(piece, authorize)
 
-    def _update(self, piece: Slice, now_us: int, *, more_uhs: int = 0, minimum_uhs: int = 0) -> Ask:
+    def _update(
+        self, piece: Slice, now_us: int, *, more_uhs: int = 0, minimum_uhs: int = 0, wanted: Wanted | None = None
+    ) -> Ask:
         piece.seq += 1
         calls = self._report(piece)
         if piece.payer.covered:
             return self._ask(piece, Ask("record", piece.hold_id, piece.payer, piece.seq, calls, asked_at_us=now_us))
         return self._ask(
-            piece, Ask("update", piece.hold_id, piece.payer, piece.seq, calls, more_uhs, minimum_uhs, now_us)
+            piece,
+            Ask("update", piece.hold_id, piece.payer, piece.seq, calls, more_uhs, minimum_uhs, now_us, wanted=wanted),
         )
 
     def _settle(self, piece: Slice, now_us: int) -> Ask:
@@ -357,6 +353,7 @@ class Metering:
         charged_uhs = self.charge_of(ask.calls[0])
         piece.spent_uhs -= charged_uhs
         piece.held_uhs -= charged_uhs
+        packages.forget(piece, ask.calls)
         piece.report_calls_max = None
         self._refused.add(ask, code=code, reason=reason)
 

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from fabric.charging.packages import Limit
 from fabric.errors import Conflict, Unavailable
 from serving.calls import Call, Usage
 from serving.metering.slices import Ask, Payer
@@ -59,6 +60,8 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag="m"):
     cached: int
     completion: int
     reasoning: int
+    packages: tuple[Limit, ...] | None = None
+    """What it is promised of packages by now; None = as before."""
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True, tag="c"):
@@ -148,9 +151,12 @@ class CallLog:
                 code="outbox_unwritable",
             )
 
-    def moved(self, call_id: str, usage: Usage) -> None:
+    def moved(self, call_id: str, usage: Usage, *, packages: tuple[Limit, ...] = ()) -> None:
         """Before an output leaves."""
-        self._note(Moved(call_id, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens))
+        calls = self._calls_with(call_id) if packages else None
+        known = packages if calls is None else calls[call_id].packages
+        more = None if packages == known else packages
+        self._note(Moved(call_id, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, more))
 
     def closed(self, call: Call) -> None:
         self._note(Closed(call))
@@ -260,11 +266,12 @@ class CallLog:
                 if hold_id in self._holds:
                     self._holds[hold_id].calls[call.call_id] = call
                     self._hold_of[call.call_id] = hold_id
-            case Moved(call_id=call_id, cached=cached, completion=completion, reasoning=reasoning):
+            case Moved(call_id=call_id, cached=cached, completion=completion, reasoning=reasoning, packages=packages):
                 if (calls := self._calls_with(call_id)) is not None:
                     call = calls[call_id]
                     usage = Usage(call.usage.prompt_tokens, cached, completion, reasoning)
-                    calls[call_id] = msgspec.structs.replace(call, usage=usage)
+                    packages = call.packages if packages is None else packages
+                    calls[call_id] = msgspec.structs.replace(call, usage=usage, packages=packages)
             case Closed(call=call):
                 if (calls := self._calls_with(call.call_id)) is not None:
                     calls[call.call_id] = call

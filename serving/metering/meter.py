@@ -157,7 +157,7 @@ class Meter:
         paid = self.book.advance(
             call_id, completion=completion, cached=cached, reasoning=reasoning, now_us=self._clock()
         )
-        self.outbox.moved(call_id, call.usage)
+        self.outbox.moved(call_id, call.usage, packages=call.limits)
         return paid
 
     async def extend(self, call_id: str, *, completion: int, cached: int, reasoning: int = 0) -> int:
@@ -201,19 +201,7 @@ class Meter:
             self._known_holds.add(hold_id)
             self.outbox.held(Ask("record", hold_id, call.payer, 0))
         book = self.book
-        begun = Call(
-            call_id=call.call_id,
-            account_id=call.payer.account_id,
-            key_id=call.key_id,
-            model=book.model,
-            accelerator=book.accelerator,
-            usage=call.usage,
-            started_at_us=call.started_at_us,
-            ended_at_us=call.started_at_us,
-            ended="error",
-            covered=call.payer.covered,
-            rate_version=call.rate_version,
-        )
+        begun = book.told(call, "error", at_us=call.started_at_us)
         try:
             self.outbox.began(hold_id, begun)
         except Unavailable:
@@ -295,6 +283,7 @@ class Meter:
                     amount_uhs=ask.amount_uhs,
                     minimum_uhs=ask.minimum_uhs,
                     ttl_us=terms.ttl_us,
+                    wanted=ask.wanted,
                 )
             case "update":
                 return await ledger.update(
@@ -305,6 +294,7 @@ class Meter:
                     more_uhs=ask.amount_uhs,
                     minimum_uhs=ask.minimum_uhs,
                     ttl_us=terms.ttl_us,
+                    wanted=ask.wanted,
                 )
             case "settle":
                 await ledger.settle(hold_id=ask.hold_id, account_id=account_id, seq=ask.seq, calls=ask.calls)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from serving.calls import Call, Usage
+from fabric.charging.packages import Limit
+from serving.calls import Call, Usage, Wanted
 
 Charge = Callable[[Usage], int]
 """What a usage costs in µHs. It never falls when a count rises; the ledger computes the same."""
@@ -72,6 +73,21 @@ class Ask:
     asked_at_us: int = 0
     code: str = ""
     reason: str = ""
+    wanted: Wanted | None = None
+
+
+@dataclass(slots=True)
+class Pot:
+    """What a slice holds of one package of LLM tokens, in thousandths: `bound` + `spent` ≤ `held`, as of compute tokens."""
+
+    asset: str
+    held: int = 0
+    spent: int = 0
+    bound: int = 0
+    free: int = 0
+    """What the account had free beside at the last answer."""
+    burned: int = 0
+    burned_at_us: int = 0
 
 
 @dataclass(slots=True)
@@ -108,10 +124,18 @@ class Slice:
     """No unneeded renewal before this: the account gave nothing a moment ago."""
     report_calls_max: int | None = None
     """Fewer in a message than the terms say: a report was refused, and which of its calls is at fault is being found."""
+    pots: dict[str, Pot] = field(default_factory=dict)
+    """What it holds of packages, in the order in which they pay."""
 
     def available_uhs(self, now_us: int, margin_us: int) -> int:
         """What may still be granted to calls."""
         return 0 if now_us >= self.until_us - margin_us else self.held_uhs - self.spent_uhs - self.bound_uhs
+
+    def packages(self, now_us: int, margin_us: int) -> list[Limit]:
+        """What may still be granted to calls of packages."""
+        if not self.pots or now_us >= self.until_us - margin_us:
+            return []
+        return [(pot.asset, pot.held - pot.spent - pot.bound) for pot in self.pots.values()]
 
     def burn(self, uhs: int, now_us: int, horizon_us: int) -> None:
         """Note that so much was used; what is older than a horizon fades, by halves."""
@@ -134,17 +158,22 @@ class OpenCall:
     piece: Slice
     rate_version: int
     charge: Charge
+    limits: tuple[Limit, ...] = ()
+    """What it may take of packages, in the order in which they pay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Short:
     """Not covered yet: ask for `need_uhs`, then try again. `free_uhs` was available. `within_key`: at the last answer it was the
-    limit of the payer's key that left no more, and not what the account has.
+    limit of the payer's key that left no more, and not what the account has. `prompt_tokens` and `completion_tokens` are what
+    no package covers.
     """
 
     need_uhs: int
     free_uhs: int
     within_key: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 _HALVES: Final = 40

@@ -281,3 +281,45 @@ def test_two_weights_that_differ_in_their_hours_alone_may_not_hold_at_once(hours
         file = tmp_path / "tariffs.yaml"
         file.write_text(yaml.safe_dump(given), encoding="utf-8")
         assert len(load_tariffs(file).weights) == 6
+
+
+FAMILIES = """
+families:
+  - {name: qwen, models: [qwen3], weights: {input: 1, cached: "0.1", output: 4}}
+bundles:
+  - name: small
+    price: "9.9"
+    parts: [{asset: "llm:qwen", amount: 1000, share: "9.9", lifetime_days: 30}]
+subscriptions:
+  - {name: monthly, plan: starter, price: "9.9", asset: "llm:qwen", amount: 10, rollover: {max: 3}}
+"""
+PLAN = 'version: 1\nplans:\n  - {name: starter, rank: 2, price: "0.50", lifetime_days: 30}\n'
+
+
+def test_packages_of_llm_tokens_are_booked_with_their_weights_and_what_they_are_good_for(tmp_path):
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLAN + FAMILIES)
+    found = load_catalogue(file)
+    (part,), (offer,) = found.bundles[0].components, found.subscriptions
+    assert (part.asset, part.amount) == ("llm:qwen@1000/100/4000/4000", 1_000_000)
+    assert (offer.asset, offer.amount_uhs, offer.rollover_max_uhs) == (part.asset, 10_000, 3_000)
+    assert part.restriction == offer.restriction
+    assert (part.restriction.services, part.restriction.models) == (("inference",), ("qwen3",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("name: qwen,", "name: other,", "a family that is there: llm:other"),
+        ('"0.1"', "0.1", "a weight in quotes"),
+        ('input: 1, cached: "0.1", output: 4', "input: 0, output: 0", "a weight above 0"),
+        ("amount: 1000,", "amount: 0,", "more than 0 LLM tokens"),
+        ("rollover: {max: 3}", "only: {services: [training]}", "none: the family says what it is good for"),
+    ],
+)
+def test_a_package_that_could_not_be_counted_is_refused_with_its_place(tmp_path, old, new, says):
+    assert old in FAMILIES
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLAN + FAMILIES.replace(old, new))
+    with pytest.raises(InvalidConfig, match=says):
+        load_catalogue(file)

@@ -166,11 +166,13 @@ class LedgerStandIn:
 
     # -- the protocol --------------------------------------------------------------------------------------------------
 
-    async def authorize(self, *, hold_id, account_id, key_id, model, accelerator, amount_uhs, minimum_uhs, ttl_us):
+    async def authorize(
+        self, *, hold_id, account_id, key_id, model, accelerator, amount_uhs, minimum_uhs, ttl_us, wanted=None
+    ):
         await self._travel()
         return self.do_authorize(hold_id, account_id, amount_uhs, minimum_uhs, ttl_us)
 
-    async def update(self, *, hold_id, account_id, seq, calls, more_uhs, minimum_uhs, ttl_us):
+    async def update(self, *, hold_id, account_id, seq, calls, more_uhs, minimum_uhs, ttl_us, wanted=None):
         await self._travel()
         return self.do_update(hold_id, account_id, seq, calls, more_uhs, minimum_uhs, ttl_us)
 

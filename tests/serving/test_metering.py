@@ -36,7 +36,7 @@ def test_a_call_is_given_what_its_slice_covers_and_never_more(held, paid):
 
 
 def test_a_short_call_says_how_much_it_needs_and_how_much_there_is():
-    assert granted(meter(), held=9, final=True) == Short(need_uhs=6, free_uhs=9)
+    assert granted(meter(), held=9, final=True) == Short(6, 9, prompt_tokens=5, completion_tokens=1)
 
 
 def test_a_prompt_found_in_the_cache_costs_less_than_was_bound_for_it():
