@@ -80,6 +80,8 @@ class Account(msgspec.Struct, kw_only=True):
     """Lots in burn order."""
     owned: list[str] = []
     """In a package: all lots that it was ever given."""
+    transfers: int = 0
+    """Of it, posted so far, in whatever asset: the number of the last one."""
 
     def spending_for(self, use: Use | None) -> Spending:
         """By which rule a use is met; no use in particular is met freely."""

@@ -56,6 +56,7 @@ def post(
         lots=lots,
         linked_to=linked_to,
         flags=flags,
+        number=_number(daybook, account_id),
     )
     daybook.pending.append(transfer)
     return transfer
@@ -92,8 +93,18 @@ def move(  # noqa: PLR0917 - for most transfers there are, and words for each wo
             postings=(Posting(taken, asset, -amount_uhs), Posting(given, asset, amount_uhs)),
             lots=lots,
             flags=flags,
+            number=_number(daybook, account_id),
         )
     )
+
+
+def _number(daybook: Ledger, account_id: str) -> int:
+    """The next one of the account's."""
+    account = daybook.accounts.get(account_id)
+    if account is None:
+        return 0
+    account.transfers += 1
+    return account.transfers
 
 
 def money_legs(

@@ -45,3 +45,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Transfers of one purchase stand or fall together: the id of the first of them."""
     flags: tuple[str, ...] = ()
     """late | over_hold | no_hold | forgotten | anew | carried | estimated | final | lapsed | refund | frozen | kept"""
+    number: int = 0
+    """Which of the account's transfers it is, from 1: whoever has the account's can tell whether one is missing. 0 = of money
+    that has no owner, or of before they were numbered.
+    """

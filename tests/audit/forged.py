@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import tempfile
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -75,12 +76,13 @@ def call_of(log):
 
 def renumbered(log):
     """As an operator would who knows what is looked at."""
-    number = 0
+    number, numbers = 0, Counter()
     for seq, entry in enumerate(log):
         entry["seq"] = seq
         for transfer in entry["transfers"]:
             number += 1
-            transfer["transfer_id"] = number
+            numbers[transfer["account_id"]] += 1
+            transfer["transfer_id"], transfer["number"] = number, numbers[transfer["account_id"]]
 
 
 def scaled(transfer, factor):

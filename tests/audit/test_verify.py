@@ -22,9 +22,10 @@ SIGNER = Signer(ORIGIN, KEY)
 def sealed(lines: list[bytes], leaves: list[bytes], *, signer: Signer = SIGNER, root: bytes | None = None) -> list[str]:
     """An export as the operator would sign it, of whatever it is given: what a dishonest operator could do."""
     root = ProofTree(leaf_hash(leaf) for leaf in leaves).root() if root is None else root
-    seal = export.seal(hashlib.sha256(b"".join(lines)).hexdigest())
-    note = signer.checkpoint(size=len(leaves), root=root, more=(seal,))
-    return [line.decode() for line in [*lines, export.checkpoint_line(note)]]
+    digest, account = hashlib.sha256(b"".join(lines)).hexdigest(), json.loads(lines[0])["account"]
+    note = signer.checkpoint(size=len(leaves), root=root)
+    seal = signer.sign(export.seal_text(digest, account_id=account, checkpoint=note))
+    return [line.decode() for line in [*lines, export.checkpoint_line(note, seal)]]
 
 
 def whole_export(leaves: list[bytes], *, signer: Signer = SIGNER, **options) -> list[str]:
@@ -187,6 +188,8 @@ async def test_a_hold_that_ends_twice_is_found(log):
     )
     held = next(leg for one in entry["transfers"] for leg in one["postings"] if leg[0].endswith("/held"))
     again = {**entry["transfers"][-1], "transfer_id": count + 1}
+    mine = [one for leaf in leaves for one in json.loads(leaf)["transfers"] if one["account_id"] == again["account_id"]]
+    again["number"] = mine[-1]["number"] + 1
     again["postings"] = [[held[0], "CT", 1], [held[0].replace("held", "available"), "CT", -1]]
     forged = [
         *leaves[:-1],

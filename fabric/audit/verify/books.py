@@ -9,6 +9,7 @@ from .jobs import Jobs
 from .kinds import BY, KINDS, PLACES
 from .leases import Leases
 from .lots import DAY_US, Lots
+from .numbers import Numbers
 from .report import require
 from .sales import Sales
 from .strict_json import loads
@@ -28,7 +29,7 @@ class Books:
         self.ending = (0, "")  # the entry that ends a hold, and which: those that continue it may move it still
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = Calls(counts), Leases(counts), Lots()
-        self.jobs, self.sales = Jobs(), Sales()
+        self.jobs, self.sales, self.numbers = Jobs(), Sales(), Numbers()
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
@@ -50,6 +51,7 @@ class Books:
             self.lots.learn(event)
             self.sales.learn(seq, event)
         self.sales.post(seq, event, entry["transfers"])
+        self.numbers.post(seq, entry["transfers"])
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
             self.lots.post(seq, transfer, event, whole=whole or not self.counts["withheld entries"])
