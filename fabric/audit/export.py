@@ -1,8 +1,8 @@
 """The lines of an audit export: what `fabric.audit.verify` reads, and a stranger can check without us.
 
-One JSON object a line: a header, the entries in order, and a signed checkpoint, which with the tree also seals the bytes
-of all lines before it. A full export has every leaf,
-so that the root can be made from them; an account's has its own leaves, each with its inclusion proof. Where an entry
+One JSON object a line: a header, the entries in order, and last the signed checkpoint of the log as it is, which is the same
+for everybody, with a signed note of its own that seals the bytes of all lines before it. A full export has every leaf, so
+that the root can be made from them; an account's has its own leaves, each with its inclusion proof. Where an entry
 also concerns other accounts, an account's export shows its hash and keeps its content: a bill never tells one customer
 about another.
 """
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 FORMAT: Final = "token-fabric-audit"
-VERSION: Final = 1
+VERSION: Final = 2
+SEAL: Final = "token-fabric-audit-export"
 
 
 def header_line(*, origin: str, key: str, account_id: str | None) -> bytes:
@@ -37,14 +38,18 @@ def consistency_line(old_size: int, *, proof: Sequence[bytes]) -> bytes:
     return _line({"consistent_since": old_size, "proof": [node.hex() for node in proof]})
 
 
-def seal(digest: str) -> str:
-    """What the checkpoint says of the export: the SHA-256 of all lines before it, in hex."""
-    return f"export {digest}"
+def seal_text(digest: str, *, account_id: str | None, checkpoint: str) -> str:
+    """What is signed of an export: whose it is, the SHA-256 of all lines before the last in hex, and the tree that it is of.
+
+    No checkpoint, though it is signed with the same key: its first line names no log, and its second is no size.
+    """
+    whose = "everybody" if account_id is None else f"account {account_id}"
+    return "".join(f"{line}\n" for line in (SEAL, whose, digest, *checkpoint.split("\n")[:3]))
 
 
-def checkpoint_line(note: str) -> bytes:
-    """The last line: the signed tree head that everything before leads to, with the export's seal."""
-    return _line({"checkpoint": note})
+def checkpoint_line(note: str, seal: str) -> bytes:
+    """The last line: the signed tree head that everything before leads to, and the signed seal of what is before."""
+    return _line({"checkpoint": note, "seal": seal})
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """Commands for whoever doubts a bill. `verify` works offline and trusts nothing of the fabric's."""
 
+import base64
 import json
 import shutil
 import sys
@@ -110,7 +111,9 @@ def verify(
 
 @app.command()
 def verify_receipt(
-    file: Annotated[Path, typer.Argument(help="Receipts, as `fabric audit receipts --json` has written them.")],
+    file: Annotated[
+        Path, typer.Argument(help="Receipts, as `fabric audit receipts --json` writes them, or a tlog-proof.")
+    ],
     *,
     key: TrustedKey = None,
     witnessed: Witnessed = None,
@@ -169,10 +172,22 @@ def _size_of(file: Path) -> int:
         raise InvalidRequest(f"{file}: {wrong}", code=wrong.code, file=str(file)) from None
 
 
+def tlog_proof(receipt: dict[str, Any]) -> str:
+    """C2SP tlog-proof@v1, with the entry as its extra data, where it is shown."""
+    nodes = [base64.b64encode(bytes.fromhex(node)).decode() for node in receipt["proof"]]
+    extra = [f"extra {receipt['leaf']}"] if receipt["leaf"] else []
+    lines = ["c2sp.org/tlog-proof@v1", *extra, f"index {receipt['seq']}", *nodes]
+    return "\n".join([*lines, "", receipt["checkpoint"]])
+
+
 @app.command()
 def receipts(
     *,
     job: Annotated[str, typer.Option(help="Only this job's.")] = "",
+    proofs: Annotated[
+        Path | None,
+        typer.Option(help="A folder: write each there as a C2SP tlog-proof, which other people's tools read."),
+    ] = None,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -183,6 +198,10 @@ def receipts(
     door = client(account)
     wanted = pb.ReceiptsRequest(job_id=job_named(door, job))
     found = [json.loads(document.json) for document in door.collect(wanted, pb.Document)]
+    if proofs is not None:
+        for receipt in found:
+            with drafted(proofs / f"entry-{receipt['seq']}.tlog-proof") as out:
+                out.write(tlog_proof(receipt).encode())
     if as_json:
         print_json(found)
         return

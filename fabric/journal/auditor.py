@@ -194,7 +194,7 @@ class Auditor:
         async for line in self._lines(account_id, head, since):
             digest.update(line)
             yield line
-        yield self._last_line(head, digest.hexdigest())
+        yield self._last_line(account_id, head, digest.hexdigest())
 
     async def export_page(
         self, account_id: str | None, *, start: int, count: int, since: int | None = None
@@ -225,7 +225,7 @@ class Auditor:
         digest = digest.copy()
         digest.update(b"".join(lines))
         if is_last:
-            lines.append(self._last_line(current.head, digest.hexdigest()))
+            lines.append(self._last_line(account_id, current.head, digest.hexdigest()))
             seq = current.head.size + 1
         current.at[start + len(lines)] = seq, digest
         return lines
@@ -243,9 +243,10 @@ class Auditor:
             return []
         return [export.consistency_line(since, proof=await self._tree.consistency(since, size=head.size))]
 
-    def _last_line(self, head: TreeHead, digest: str) -> bytes:
+    def _last_line(self, account_id: str | None, head: TreeHead, digest: str) -> bytes:
+        note = self._signer.checkpoint(size=head.size, root=head.root)
         return export.checkpoint_line(
-            self._signer.checkpoint(size=head.size, root=head.root, more=(export.seal(digest),))
+            note, self._signer.sign(export.seal_text(digest, account_id=account_id, checkpoint=note))
         )
 
     async def _current_export(self, account_id: str | None, since: int | None, *, begin: bool) -> _Export:

@@ -9,6 +9,7 @@ from fabric.audit import export, verify
 from fabric.audit.checkpoint import Signer, new_private_key
 from fabric.audit.merkle import ProofTree, leaf_hash
 from fabric.audit.verify import main, size_of, verify_export, verify_receipts
+from fabric.cli.audit import tlog_proof
 from fabric.gate.events import Grant, Tick
 from fabric.gate.questions import ReceiptsOf
 from tests.audit.conftest import CT
@@ -220,6 +221,23 @@ async def test_receipts_are_verified_and_every_change_of_one_is_found(log):
     for no_receipt in ("", "[]", "{}", "3", "[" * 10_000, '[{"seq": 1}]', text[:-1]):
         assert not verify_receipts(no_receipt, trusted_key=key).ok
     assert not verify_receipts(text, trusted_key=str(Signer(ORIGIN, new_private_key()).verifier)).ok
+
+
+async def test_a_receipt_is_a_tlog_proof_too_and_every_change_of_a_line_is_found(log):
+    (first, *_) = await log.receipts(ReceiptsOf(account_id="acme"))
+    receipt, key = {name: getattr(first, name) for name in first.__struct_fields__}, log.auditor.verifier_key
+    text = tlog_proof(receipt)
+    lines = text.split("\n")
+    assert (lines[0], lines[2]) == ("c2sp.org/tlog-proof@v1", f"index {first.seq}")
+    report = verify_receipts(text, trusted_key=key)
+    assert (report.ok, report.counts["entries"]) == (True, 1), report
+    assert verify_receipts(text.rstrip("\n"), trusted_key=key).ok
+    assert verify_receipts(text).code == "another_key", "it names none itself"
+    assert "concerns others" in verify_receipts(tlog_proof(receipt | {"leaf": ""}), trusted_key=key).problem
+    for at, line in enumerate(lines[:-1]):
+        for other in ([], [line, line], [line[:-1]], [line[:4] + "A" + line[5:]]):
+            forged = [*lines[:at], *other, *lines[at + 1 :]]
+            assert forged == lines or not verify_receipts("\n".join(forged), trusted_key=key).ok, (at, other)
 
 
 async def test_without_a_key_that_is_trusted_the_check_ends_with_3(log, tmp_path, capsys):

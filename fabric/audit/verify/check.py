@@ -21,7 +21,7 @@ class Check:
         self.report.key = key
         self.report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
 
-    def _open(self, note: str) -> tuple[int, bytes, str]:
+    def _open(self, note: str) -> tuple[int, bytes]:
         return opened(note, key=self.report.key, origin=self.report.origin)
 
 

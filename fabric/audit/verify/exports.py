@@ -7,9 +7,12 @@ from typing import Any
 
 from .books import Books
 from .check import Check, reported
+from .notes import signed
 from .report import Report, Wrong, require
 from .strict_json import loads
 from .tree import EMPTY, Tree, consistent, included, leaf_hash
+
+_SEAL = "token-fabric-audit-export"
 
 
 def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
@@ -31,18 +34,21 @@ class ExportCheck(Check):
         parsed = self._parse(lines)
         header = parsed[0]
         ours = isinstance(header, dict) and header.get("format") == "token-fabric-audit"
-        require(ours and header["version"] == 1, "it does not begin as an audit export does", "no_export")
+        require(ours and header["version"] == 2, "it does not begin as an audit export of version 2 does", "no_export")  # noqa: PLR2004
         body, last = parsed[1:-1], parsed[-1]
         report.origin, report.account = header["origin"], header["account"]
         require(f"{report.origin}{report.account}".isprintable(), "its names have control characters")
         self._trust(header["key"])
-        whole = set(last) == {"checkpoint"}
+        whole = set(last) == {"checkpoint", "seal"}
         require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")
-        report.size, root, sealed = self._open(last["checkpoint"])
+        report.size, root = self._open(last["checkpoint"])
         report.root = root.hex()
         digest = hashlib.sha256("".join(f"{line}\n" for line in lines[:-1]).encode()).hexdigest()
-        require(sealed == f"export {digest}", "the export was changed after it was signed")
-        old_size, old_root, _ = self._open(self.witnessed) if self.witnessed else (0, EMPTY, "")
+        whose = "everybody" if report.account is None else f"account {report.account}"
+        seal = "\n".join((_SEAL, whose, digest, *last["checkpoint"].split("\n")[:3]))
+        unchanged = signed(last["seal"], key=report.key, what="seal") == seal
+        require(unchanged, "the export was changed after it was signed")
+        old_size, old_root = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
         require(old_size <= report.size, f"the log was cut: {old_size} entries were witnessed, {report.size} are left")
         since = body.pop() if body and "consistent_since" in body[-1] else None
         if report.account is None:

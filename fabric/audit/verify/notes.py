@@ -22,22 +22,27 @@ def size_of(note: str) -> int:
     return int(lines[1])
 
 
-def opened(note: str, *, key: str, origin: str) -> tuple[int, bytes, str]:
-    """Size, root and the line after them of a checkpoint, if the key signed it for this origin."""
+def opened(note: str, *, key: str, origin: str) -> tuple[int, bytes]:
+    """Size and root of a checkpoint, if the key signed it for this origin."""
+    said, size, root, *_ = signed(note, key=key, what="checkpoint").split("\n")
+    require(said == origin, f"the checkpoint is of another log, {said}")
+    return int(size), base64.b64decode(root)
+
+
+def signed(note: str, *, key: str, what: str) -> str:
+    """The text of a note, without its last newline, if the key signed it."""
     name, key_id, encoded = key.split("+", 2)
     public = base64.b64decode(encoded, validate=True)
     digest = hashlib.sha256(name.encode() + b"\n" + public).digest()[:4]
     require(digest.hex() == key_id and public[:1] == b"\x01", "the key is malformed: it does not hash to its id")
     text, _, signatures = note.rpartition("\n\n")
     mine = [line for line in signatures.split("\n")[:-1] if line.startswith(f"\u2014 {name} ")]
-    require(len(mine) == 1, f"the checkpoint has no signature by {name}")
+    require(len(mine) == 1, f"the {what} has no signature by {name}")
     signature = base64.b64decode(mine[0].rpartition(" ")[2], validate=True)
     whole = f"\u2014 {name} {base64.b64encode(signature).decode()}" == mine[0]
-    require(whole and signature[:4] == digest, "the checkpoint was signed with another key")
+    require(whole and signature[:4] == digest, f"the {what} was signed with another key")
     try:
         Ed25519PublicKey.from_public_bytes(public[1:]).verify(signature[4:], f"{text}\n".encode())
     except InvalidSignature:
-        raise Wrong("the signature of the checkpoint is wrong: it was changed or forged") from None
-    said, size, root, *more = text.split("\n")
-    require(said == origin, f"the checkpoint is of another log, {said}")
-    return int(size), base64.b64decode(root), more[0] if more else ""
+        raise Wrong(f"the signature of the {what} is wrong: it was changed or forged") from None
+    return text
