@@ -7,22 +7,35 @@ back in line, and where tokens have become free, jobs that waited for them go on
 
 from typing import Final
 
+from fabric.charging import plans
 from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
+from fabric.ledger.expiry import count_due
 from fabric.ledger.transfers import CT
 from fabric.units import AccountId, JobId
 
+PORTION: Final = 256
+"""So much of what falls due by time alone a tick sees to, so that no decision takes long: the rest in the next ones."""
 _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment", "reinstate"})
 """Transfers that leave their account with more to hold than before."""
 
 
-def let_time_pass(core: Core) -> bool:
-    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due. Whether anything had."""
+def let_time_pass(core: Core, *, most: int | None = None) -> bool:
+    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due. Whether anything had.
+
+    Args:
+        core: whose time.
+        most: so many things at most; where more is due, the core says that it is behind. None = all that is due.
+    """
     now_us, renewal_us = core.now_us, core.renewal_due_us
     if (renewal_us is None or renewal_us > now_us) and not core.book.is_due(now_us):
         return False
-    subscriptions.renew(core)
-    if not core.book.sweep(now_us=now_us):
+    left = subscriptions.renew(core, most=most)
+    renewal_us = core.renewal_due_us
+    until_us = now_us if renewal_us is None or renewal_us > now_us else renewal_us - 1
+    given_up = core.book.sweep(now_us=until_us, most=left)
+    core.behind = until_us < now_us or core.book.due_count(now_us, most=1) > 0
+    if not given_up:
         return True
     keys.let_go(core)
     for hold, short_uhs in core.book.take_shrunk():
@@ -33,6 +46,14 @@ def let_time_pass(core: Core) -> bool:
             holds.shrink(core, job, short_uhs)
             jobs.park_expired(core, job)
     return True
+
+
+def is_behind(core: Core, now_us: int) -> bool:
+    """Whether more is due than one tick sees to: whoever has an event for the gate lets it tick first, so that none takes long."""
+    due, renewal_us = 0, core.renewal_due_us
+    if renewal_us is not None and renewal_us <= now_us:  # no cycle is shorter than a day
+        due = count_due(core.renewals, now_us, most=PORTION + 1, again_us=plans.DAY_US)
+    return due + core.book.due_count(now_us, most=PORTION + 1 - due) > PORTION
 
 
 def follow(core: Core) -> None:

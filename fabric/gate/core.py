@@ -49,6 +49,7 @@ class Core:
         "answers_until_us",
         "backing_off",
         "begun",
+        "behind",
         "book",
         "changed",
         "freed",
@@ -63,7 +64,7 @@ class Core:
         "plans",
         "price_list",
         "records",
-        "renewal_due_us",
+        "renewals",
         "replan",
         "silence_us",
         "starts",
@@ -90,8 +91,14 @@ class Core:
         self.replan = False
         """Whether who waits or what is free has changed: the planner is asked once, when all is said."""
         self.price_list: PriceList | None = None
-        self.renewal_due_us: int | None = None
-        """When a subscription renews next: derived, so that looking at the clock costs nothing."""
+        self.behind = False
+        """Whether more falls due by now than this event has seen to."""
+        self.renewals: list[tuple[int, AccountId, str]] = []
+        """A heap of the subscriptions by when they are to be looked at: derived, so that looking at the clock costs nothing, and what
+        no longer stands is passed over when it comes up.
+        """
+        for record in state.subscriptions:
+            self.note_renewal(record)
         self.plans: dict[str, Plan] = {}
         self.placeable: dict[Gang, None] = {}
         """Gangs that were found to fit into some pool as it is built."""
@@ -133,7 +140,6 @@ class Core:
         self.backing_off = _set_back(state)
         """A heap of the jobs that are to be tried again later, by when: derived, and what no longer stands is passed over."""
         self.note_prices()
-        self.note_renewals()
         self.changed: dict[JobId, None] = {}
         """Jobs that changed since somebody last looked: for those who watch, not part of the state."""
 
@@ -149,7 +155,7 @@ class Core:
             self.freed = {}
         if self.held:
             self.held = []
-        self.replan = False
+        self.replan = self.behind = False
 
     def keep(self, job: Job) -> None:
         """A new job, from now on."""
@@ -228,17 +234,27 @@ class Core:
         self.subscribed_by.setdefault(record.account_id, []).append(record)
         self.note_renewal(record)
 
-    def note_renewal(self, record: SubscriptionRecord, *, before_us: int | None = None) -> None:
-        """One of them is due at another time than before; all are looked through only where it was the next one."""
-        due_us = self.renewal_due_us
-        if before_us is not None and before_us == due_us and record.due_us > before_us:
-            self.note_renewals()
-        else:
-            self.renewal_due_us = record.due_us if due_us is None else min(due_us, record.due_us)
+    def note_renewal(self, record: SubscriptionRecord) -> None:
+        """It is new, or due at another time than before."""
+        for at_us in (record.next_at_us, record.ask_at_us):
+            if at_us is not None:
+                heapq.heappush(self.renewals, (at_us, record.account_id, record.subscription))
 
-    def note_renewals(self) -> None:
-        """Subscriptions were renewed or have ended."""
-        self.renewal_due_us = min((record.due_us for record in self.state.subscriptions), default=None)
+    def renewal_of(self, renewal: tuple[int, AccountId, str]) -> SubscriptionRecord | None:
+        """The subscription that is due then; None = it has ended, or is due at another time by now."""
+        at_us, account_id, subscription = renewal
+        for record in self.subscribed_by.get(account_id, ()):
+            if record.subscription == subscription and at_us in (record.next_at_us, record.ask_at_us):
+                return record
+        return None
+
+    @property
+    def renewal_due_us(self) -> int | None:
+        """When a subscription is to be looked at next."""
+        renewals = self.renewals
+        while renewals and self.renewal_of(renewals[0]) is None:
+            heapq.heappop(renewals)
+        return renewals[0][0] if renewals else None
 
     def _moment(self, job: Job) -> Moment:
         if job.state in TERMINAL:

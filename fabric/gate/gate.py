@@ -154,7 +154,7 @@ class Gate:
                 core.now_us = core.state.now_us = before_us
                 same = before.digest == idempotency.digest_of(event)
                 return Decision(outcome=before.outcome if same else _reused(request_id), kept=False)
-        is_quiet = not consequences.let_time_pass(core)
+        is_quiet = not consequences.let_time_pass(core, most=consequences.PORTION if isinstance(event, Tick) else None)
         decision = self._decide(event)
         if isinstance(decision.outcome, Accepted):
             if request_id:
@@ -179,6 +179,12 @@ class Gate:
             core.renewal_due_us,
         )
         return min((time for time in times if time is not None), default=None)
+
+    def is_behind(self, now_us: int) -> bool:
+        """Whether more falls due by now than one tick sees to: whoever has events lets it tick until it isn't, so that no decision
+        takes long.
+        """
+        return consequences.is_behind(self._core, max(now_us, self._core.state.now_us))
 
     def outstanding(self) -> tuple[AnyInstruction, ...]:
         """The instructions whose end was not yet reported: what to say again to the adapter after a restart."""
@@ -287,6 +293,8 @@ class Gate:
             case ForgetJobs():
                 jobs.forget(core, event)
             case Tick():
+                if core.behind:  # what is due of leases may hang on what others still owe: a later tick sees to it
+                    return _ACCEPTED
                 leases.overdue(core)
                 backoff.over(core)
                 core.replan = True

@@ -71,9 +71,8 @@ def ended(core: Core, payment: Payment, *, why: str) -> None:
         if record.payment_id == payment.payment_id:
             record.payment_id = ""
             if why:
-                before_us = record.due_us
                 record.failures, record.ask_at_us = record.failures + 1, core.now_us + AGAIN_US
-                core.note_renewal(record, before_us=before_us)
+                core.note_renewal(record)
                 text = f"{record.subscription}: {why}; it is asked for again in a day"
                 notices.tell(core, record.account_id, "renewal_failed", payment.payment_id, text)
 

@@ -237,11 +237,6 @@ class SubscriptionRecord:
     past_due_at_us: int | None = None
     """Since when its cycle isn't paid: it ends at `next_at_us` if it stays so. None = it is."""
 
-    @property
-    def due_us(self) -> int:
-        """When it is to be looked at next."""
-        return self.next_at_us if self.ask_at_us is None else min(self.ask_at_us, self.next_at_us)
-
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a model's rates."""

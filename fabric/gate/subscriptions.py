@@ -77,7 +77,6 @@ def paid(core: Core, account: Account, payment: Payment) -> Outcome:
     assert payment.offer is not None, payment.payment_id
     offer = replace(payment.offer, price_microcny=payment.price_microcny)
     record = renewals.of_account(core, account.account_id, offer.name)
-    before_us = record.due_us if record is not None else None
     if record is not None and record.past_due_at_us is None:
         if refusal := paid_ahead(core, account.account_id, offer):
             return refusal
@@ -92,7 +91,7 @@ def paid(core: Core, account: Account, payment: Payment) -> Outcome:
         record.is_renewed, record.failures = True, 0
         record.ending = record.ending and payment.auto
         renewals.plan(record, begun_us=core.now_us)
-        core.note_renewal(record, before_us=before_us)
+        core.note_renewal(record)
     return outcome
 
 
@@ -122,9 +121,9 @@ def unsubscribe(core: Core, event: Unsubscribe) -> Outcome:
     record = renewals.of_account(core, event.account_id, event.subscription)
     if record is None:
         return refusals.not_found("subscription", event.subscription)
-    before_us, record.ending = record.due_us, True
+    record.ending = True
     renewals.cancel(core, record)
-    core.note_renewal(record, before_us=before_us)
+    core.note_renewal(record)
     offer = core.catalogue.subscription(record.subscription)
     paid = 0 if offer is None else len(record.ahead)
     ends_at_us = record.next_at_us if not paid or offer is None else _end_us(offer, record, cycles=paid)
@@ -145,7 +144,6 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
     )
     if refusal is not None:
         return refusal
-    before_us = record.due_us
     if record.past_due_at_us is not None:
         lots: list[str] = []
         cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
@@ -157,7 +155,7 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
     if isinstance(outcome, Accepted):
         record.ending = False
         renewals.plan(record, begun_us=core.now_us)
-        core.note_renewal(record, before_us=before_us)
+        core.note_renewal(record)
     return outcome
 
 
@@ -175,12 +173,12 @@ def drop_unpaid(core: Core, account_id: AccountId) -> None:
     first: one before them stays, and grants nothing.
     """
     for record in core.subscribed_by.get(account_id, ()):
-        before_us, count = record.due_us, len(record.ahead)
+        count = len(record.ahead)
         while record.ahead and _is_gone(core, record.ahead[-1]):
             record.ahead.pop()
         if len(record.ahead) < count:
             renewals.plan(record, begun_us=core.now_us)
-            core.note_renewal(record, before_us=before_us)
+            core.note_renewal(record)
 
 
 def _is_gone(core: Core, lot_id: str) -> bool:
@@ -202,34 +200,56 @@ def _end_us(offer: Subscription, record: SubscriptionRecord, *, cycles: int) -> 
     return plans.next_cycle_us(offer, started_at_us=record.started_at_us, index=record.index + cycles)
 
 
-def renew(core: Core) -> None:
-    """Grant the cycles that have begun, each at its own time, and drop the subscriptions that have ended. All are looked through
-    once, however many cycles of how many are caught up with.
+def renew(core: Core, *, most: int | None = None) -> int | None:
+    """Grant the cycles that have begun, each at its own time, those that began first before others, and drop the subscriptions that
+    have ended; of each what was due before it goes first.
+
+    Args:
+        core: whose.
+        most: so much at most, so that no decision takes long, however many cycles begin at once; None = all. What is left over is
+            as due as before: nobody's cycle is granted twice, and none is passed over.
+
+    Returns what is left of `most`.
     """
-    now_us, records = core.now_us, core.state.subscriptions
-    if core.renewal_due_us is None or core.renewal_due_us > now_us:
-        return
-    due = [(record.next_at_us, place) for place, record in enumerate(records) if record.due_us <= now_us]
-    begun = [each for each in due if each[0] <= now_us]
-    heapq.heapify(begun)
-    ended: set[int] = set()
-    while begun:
-        at_us, places = begun[0][0], []
-        while begun and begun[0][0] == at_us:
-            places.append(heapq.heappop(begun)[1])
-        core.book.sweep(now_us=at_us - 1)
-        left = [_left_uhs(core, records[place]) for place in places]
-        for place, left_uhs in zip(places, left, strict=True):
-            if not _renew(core, records[place], left_uhs, at_us=at_us):
-                ended.add(place)
-            elif records[place].next_at_us <= now_us:
-                heapq.heappush(begun, (records[place].next_at_us, place))
-    for _, place in due:
-        if place not in ended:
-            renewals.look(core, records[place])
+    now_us = core.now_us
+    ended, to_ask = set[int](), list[SubscriptionRecord]()
+    while most != 0 and (at_us := core.renewal_due_us) is not None and at_us <= now_us:
+        if most is not None:
+            before = core.book.due_count(at_us - 1, most=most)
+            core.book.sweep(now_us=at_us - 1, most=most)
+            most -= before
+        group = _take_due(core, at_us, most=most)
+        if most is None:
+            core.book.sweep(now_us=at_us - 1)
+        else:
+            most -= len(group)
+        begun = [record for record in group if record.next_at_us == at_us]
+        to_ask += [record for record in group if record.ask_at_us == at_us]
+        left = [_left_uhs(core, record) for record in begun]
+        for record, left_uhs in zip(begun, left, strict=True):
+            if _renew(core, record, left_uhs, at_us=at_us):
+                core.note_renewal(record)
+            else:
+                ended.add(id(record))
+    for record in to_ask:
+        if id(record) not in ended:
+            renewals.look(core, record)
     if ended:
-        records[:] = [record for place, record in enumerate(records) if place not in ended]
-    core.note_renewals()
+        records = core.state.subscriptions
+        records[:] = [record for record in records if id(record) not in ended]
+    return most
+
+
+def _take_due(core: Core, at_us: int, *, most: int | None) -> list[SubscriptionRecord]:
+    """Those that are to be looked at at that instant, each once, by their accounts' names."""
+    found: dict[tuple[AccountId, str], SubscriptionRecord] = {}
+    due = core.renewals
+    while due and due[0][0] == at_us and (most is None or len(found) < most):
+        record = core.renewal_of(due[0])
+        if record is not None:
+            found[record.account_id, record.subscription] = record
+        heapq.heappop(due)
+    return list(found.values())
 
 
 def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> bool:

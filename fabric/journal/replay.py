@@ -29,6 +29,10 @@ class Core(Protocol):
     def rules(self) -> int:
         """The rules version by which it decides (`fabric.versions`)."""
 
+    def is_behind(self, now_us: int) -> bool:
+        """Whether more falls due by now than one tick sees to."""
+        ...
+
     def handle(self, event: AnyEvent, now_us: int) -> Decision:
         """Apply one event. Raises only by mistake."""
 

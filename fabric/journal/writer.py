@@ -21,7 +21,7 @@ from fabric import versions
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
-from fabric.gate.events import AdoptRules, AnyEvent
+from fabric.gate.events import AdoptRules, AnyEvent, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, StartLease
 from fabric.journal.encoding import entries_of
 from fabric.journal.replay import Core
@@ -368,6 +368,7 @@ class Writer(Generic[C]):
         at_us = self._at_us = max(self._clock.now_us(), self._at_us)
         for waiting in batch:
             try:
+                self._catch_up(at_us, entries, instructions)
                 answers.append([self._decide(event, at_us, entries, instructions) for event in waiting[0]])
             except Exception as error:  # noqa: BLE001 - a mistake in the core costs its caller, never the others
                 _fail([waiting], Internal(f"deciding failed: {error!r}; nothing of this call was written"))
@@ -388,11 +389,23 @@ class Writer(Generic[C]):
         if self._head.size - self._snapshot_size >= max(self._snapshot_every, self._head.size // _GROWTH):
             await self._save_snapshot()
 
+    def _catch_up(self, at_us: int, entries: list[Entry], instructions: list[AnyInstruction]) -> None:
+        """Where much has fallen due at once, let it happen in portions before the next event: no decision takes long."""
+        while self._core is not None and self._core.is_behind(at_us):
+            self._decided(Tick(), at_us, entries, instructions)
+
     def _decide(self, event: AnyEvent, at_us: int, entries: list[Entry], instructions: list[AnyInstruction]) -> Outcome:
         core = self._core
         assert core is not None, "the core is rebuilt before anything is decided"
         if self._idle is not None and self._idle(core, event, at_us):
             return _NOTHING_TO_DO
+        return self._decided(event, at_us, entries, instructions)
+
+    def _decided(
+        self, event: AnyEvent, at_us: int, entries: list[Entry], instructions: list[AnyInstruction]
+    ) -> Outcome:
+        core = self._core
+        assert core is not None, "the core is rebuilt before anything is decided"
         decision = core.handle(event, at_us)
         if decision.kept:
             entries += entries_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision)

@@ -51,6 +51,7 @@ class Book(Ledger, kw_only=True, dict=True):
     sweep = sweeping.sweep
     is_due = sweeping.is_due
     next_due_us = sweeping.next_due_us
+    due_count = sweeping.due_count
     carry = sweeping.carry
     retire = sweeping.retire
     take_given_up = sweeping.take_given_up

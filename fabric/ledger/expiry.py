@@ -4,9 +4,9 @@ A heap that is derived from the book and never stored. Entries are not taken out
 one is recognised when it comes up, so that keeping time costs a push for each hold and nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Any, Final
 
 from fabric.ledger.holds import Hold
 from fabric.ledger.lots import Lot
@@ -100,3 +100,21 @@ def _due_us(hold: Hold) -> int | None:
     if hold.stale_at_us is None or hold.expires_at_us is None:
         return hold.expires_at_us if hold.stale_at_us is None else hold.stale_at_us
     return min(hold.expires_at_us, hold.stale_at_us)
+
+
+def count_due(heap: Sequence[tuple[Any, ...]], now_us: int, *, most: int, again_us: int | None = None) -> int:
+    """How many entries of a heap of (when, ...) are due, counted no farther than `most`: what is due lies together at its top.
+
+    Args:
+        heap: what may be due.
+        now_us: by when.
+        most: at which number to end.
+        again_us: how soon after it was due an entry may be due again; None = never.
+    """
+    count, looked_at = 0, [0] if heap else []
+    while looked_at and count < most:
+        place = looked_at.pop()
+        if heap[place][0] <= now_us:
+            count += 1 if again_us is None else 1 + (now_us - heap[place][0]) // again_us
+            looked_at += [child for child in (2 * place + 1, 2 * place + 2) if child < len(heap)]
+    return min(count, most)

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Final
 
 from fabric.ledger import vault
-from fabric.ledger.expiry import HOLD
+from fabric.ledger.expiry import HOLD, count_due
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.state import Ledger
 from fabric.ledger.vault import CREDIT
@@ -28,12 +28,18 @@ REMEMBER_LAPSED_US: Final = 30 * _DAY_US
 """How long a hold that was given up can still be settled, from what is free then."""
 
 
-def sweep(ledger: Ledger, *, now_us: int) -> bool:
+def sweep(ledger: Ledger, *, now_us: int, most: int | None = None) -> bool:
     """Let holds lapse and lots expire that are due by now, each dated when it fell due; doing it again is nothing.
+
+    Args:
+        ledger: whose.
+        now_us: up to when.
+        most: so many of them at most, those due first; None = all.
 
     Returns whether there are holds that were given up, or hold less, and that nobody has asked about.
     """
-    while (due := ledger.deadlines.pop(now_us)) is not None:
+    while (most is None or most > 0) and (due := ledger.deadlines.pop(now_us)) is not None:
+        most = None if most is None else most - 1
         at_us, kind, name = due
         if kind == HOLD:
             hold = ledger.holds.get(name)
@@ -51,9 +57,16 @@ def sweep(ledger: Ledger, *, now_us: int) -> bool:
         ledger.forgets_at_us = next_forgotten_us(ledger)
     for package in ledger.packages.values():
         if is_due(package, now_us):
-            sweep(package, now_us=now_us)
+            sweep(package, now_us=now_us, most=most)
             package.just_given_up, package.just_shrunk = [], []
     return bool(ledger.just_given_up or ledger.just_shrunk)
+
+
+def due_count(ledger: Ledger, now_us: int, *, most: int) -> int:
+    """About how many deadlines have passed, counted no farther than `most`."""
+    own = ledger.deadlines.heap if ledger.deadlines.is_due(now_us) else []
+    count = count_due(own, now_us, most=most)
+    return count + sum(due_count(package, now_us, most=most - count) for package in ledger.packages.values())
 
 
 def own_standing(ledger: Ledger, account_id: str) -> int:

@@ -29,6 +29,9 @@ class Count:
     def __init__(self, state: bytes | None = None) -> None:
         self.count = int(state or 0)
 
+    def is_behind(self, now_us: int) -> bool:
+        return False
+
     def handle(self, event, now_us: int) -> Decision:
         self.count += 1
         return Decision(outcome=Accepted(held_uhs=self.count, facts={"padding": "x" * 2_000}))

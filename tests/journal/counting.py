@@ -29,6 +29,9 @@ class Counting:
         self.skew = skew
         self.most = most
 
+    def is_behind(self, now_us: int) -> bool:
+        return False
+
     def handle(self, event, now_us: int) -> Decision:
         self.handled += 1
         match event:
