@@ -57,7 +57,8 @@ def test_tokens_cost_money_in_every_file_that_others_can_reach():
 
 
 def test_every_file_under_cluster_configs_is_tested():
-    other = {"tariffs.yaml", "plans.yaml", "ray-mixed-on-prem.yaml"}
+    prices = {"tariffs.yaml", "plans.yaml", "tariffs-market.yaml", "plans-market.yaml"}  # tests/config/test_prices.py
+    other = {*prices, "ray-mixed-on-prem.yaml"}
     ours = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
     assert ours - other == {*FABRIC_FILES, *MANIFESTS}
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fabric.cli import model_prices
 from fabric.cli.job_columns import before, per_hour, starts, where
 from fabric.cli.output import duration, print_facts, print_json, record
 from fabric.cli.packages import runtime_env_of
@@ -52,7 +53,8 @@ AutoPark = Annotated[float | None, typer.Option(help="Seconds of idle devices, t
 
 def quote(
     *,
-    tokens: Tokens,
+    tokens: Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")] = "",
+    model: Annotated[str, typer.Option(help="The price list of a language model instead, both ways.")] = "",
     accelerators: Accelerators = "any",
     hold: Hold = "full",
     name: Annotated[str, typer.Option(help="Of jobs like it that have run: what they took is told.")] = "",
@@ -62,7 +64,13 @@ def quote(
     """What a job would hold and burn, and what jobs of that name have burned before. Changes nothing.
 
     For example: fabric quote --tokens 2 --accelerators H100:2,A100:2 --name train.py
+    or: fabric quote --model qwen3-8b
     """
+    if model:
+        model_prices.show(client(account), model, as_json=as_json)
+        return
+    if not tokens:
+        raise typer.BadParameter("say --tokens of a job, or --model")
     from fabric.sdk.request import build_spec  # noqa: PLC0415
 
     spec = build_spec(name=name or "quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)

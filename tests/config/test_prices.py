@@ -2,6 +2,7 @@
 
 import copy
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,30 @@ def test_our_subscriptions_and_the_postpaid_plan_say_what_they_must():
     assert (monthly.amount_uhs, monthly.rollover_max_uhs) == (1000 * UHS_PER_CT, 500 * UHS_PER_CT)
     assert (weekly.cycle_days, weekly.overflow) == (7, Overflow.BLOCK)
     assert catalogue.plan("enterprise-postpaid").credit_limit_uhs == 1000 * UHS_PER_CT
+
+
+PUBLISHED_CNY = {
+    "": ("1", "0.1", "2"),
+    "deepseek-v3": ("2", "0.5", "8"),
+    "deepseek-r1": ("4", "1", "16"),
+    "deepseek-v3.1": ("4", "0.8", "12"),
+}
+
+
+def test_the_market_catalogue_sells_what_the_market_does_at_its_prices():
+    """A million tokens, in fen, on the plan without a discount; an H100-hour at 18.50 CNY, and a fifth less at most."""
+    tariffs, catalogue = load_tariffs(shipped("tariffs-market.yaml")), load_catalogue(shipped("plans-market.yaml"))
+    plan = catalogue.plan("starter")
+    costs = {
+        rate.model: tuple(round(price_of(plan, amount_uhs=uhs), -3) for uhs in rate.numbers[:3])
+        for rate in tariffs.rates
+    }
+    assert costs == {
+        model: tuple(int(Decimal(cny) * 10**6) for cny in published) for model, published in PUBLISHED_CNY.items()
+    }
+    assert [each.price_microcny_per_ct for each in catalogue.plans] == [18_500_000, 16_650_000, 14_800_000]
+    reference = load_tariffs(shipped("tariffs.yaml"))
+    assert (tariffs.weights, tariffs.curve) == (reference.weights, reference.curve)
 
 
 def test_the_wheel_carries_our_files_to_where_they_are_looked_for():

@@ -56,6 +56,20 @@ def test_a_model_is_json_for_programs(run, house, offered):
     assert seen["spec"] is None, "where it comes from is the operator's to know"
 
 
+def test_a_models_price_list_is_quoted_both_ways_in_the_customers_unit(run, offered):
+    shown = run("quote", "--model", "tiny").output
+    assert "tiny: 1 CT is 0.50 CNY" in shown
+    (line,) = [line for line in shown.splitlines() if "H100" in line and "completion" in line]
+    assert line.split()[2:] == ["0.1112", "0.0556", "9,000,000", "18,000,000"], "400 H100-seconds a million"
+    quoted = json.loads(run("quote", "--model", "tiny", "--json").output)
+    assert quoted["price_microcny_per_ct"] == "500000"
+    for row in quoted["rates"]:
+        assert row["tokens_per_ct"] * row["uhs_per_mtok"] <= 3_600_000_000 * 10**6
+        assert row["microcny_per_mtok"] * 7_200 >= row["uhs_per_mtok"], "rounded up, as a customer reckons"
+    assert "no model 'none'" in run("quote", "--model", "none", code=5).stderr
+    assert "--tokens of a job, or --model" in run("quote", code=2).stderr
+
+
 def test_a_source_is_a_whole_path_or_a_whole_job_id(run, house, offered, tmp_path, monkeypatch):
     (tmp_path / "made").mkdir()
     monkeypatch.chdir(tmp_path)
