@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.units import Fraction, format_cny, format_ct, format_fraction
+from fabric.units import Fraction, format_cny, format_ct, format_fraction, format_llm_tokens
 from fabric.wire import fabric_pb2 as pb
 
 _US_PER_S = 1_000_000
@@ -108,6 +108,26 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """What an account has of a package of LLM tokens, in thousandths of a token of weight 1."""
+
+    family: str
+    asset: str
+    """With the weights by which it is counted: see docs/money.md."""
+    free: int
+    held: int
+    used: int
+    expired: int
+    worth_uhs: int
+    """The most that calls would cost in compute tokens which what is left can pay for."""
+
+    def __str__(self) -> str:
+        left, held = format_llm_tokens(self.free), format_llm_tokens(self.held)
+        used, expired = format_llm_tokens(self.used), format_llm_tokens(self.expired)
+        return f"{self.family}: {left} LLM tokens left, {held} held, {used} used, {expired} expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """What an account owns: free and held apart."""
 
@@ -122,12 +142,15 @@ class Balance:
     """How long what is held, and free for what runs, lasts at this burn."""
     bound_uhs: int = 0
     """Of what is free: good for some uses only, as the lots say."""
+    packages: tuple[Package, ...] = ()
+    """Of LLM tokens: calls take of these first."""
 
     def __str__(self) -> str:
         bound = f" ({format_ct(self.bound_uhs)} for some uses only)" if self.bound_uhs else ""
         owed = f", {format_ct(self.debt_uhs)} owed" if self.debt_uhs else ""
         runway = "" if self.runway_s is None else f"; at this burn enough for {_time(self.runway_s)}"
-        return f"{self.account_id}: {self.free_ct} CT free{bound}, {self.held_ct} held{owed}{runway}"
+        packages = "".join(f"; {package}" for package in self.packages)
+        return f"{self.account_id}: {self.free_ct} CT free{bound}, {self.held_ct} held{owed}{runway}{packages}"
 
     @property
     def free_ct(self) -> str:
@@ -207,6 +230,18 @@ def balance_of(reply: pb.BalanceReply) -> Balance:
         burn_uhs_per_s=reply.burn_uhs_per_s,
         runway_s=reply.runway_us / _US_PER_S if reply.HasField("runway_us") else None,
         bound_uhs=reply.bound_uhs,
+        packages=tuple(
+            Package(
+                family=each.family,
+                asset=each.asset,
+                free=each.free,
+                held=each.held,
+                used=each.used,
+                expired=each.expired,
+                worth_uhs=each.worth_uhs,
+            )
+            for each in reply.packages
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fabric.audit.verify import verify_export
-from fabric.charging.packages import weights_of
+from fabric.charging.packages import split, weights_of
 from fabric.charging.rates import charge_uhs
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import BuyBundle, TopUp
@@ -25,7 +25,6 @@ from fabric.gate.serving_events import Authorize, CallUsed, KeepUsage, SettleHol
 from serving.calls import Granted, Package
 from serving.metering.book import Metering
 from serving.metering.call_log import CallLog
-from serving.metering.packages import units_of
 from serving.metering.slices import Payer, Short, Terms
 from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.shop import ANY, QWEN, RATE, Shop, use
@@ -74,7 +73,7 @@ class Packages(RuleBasedStateMachine):
         self.shop.do(OpenAccount(account_id="ben", name="ben", plan="starter"))
         self.folder = Path(tempfile.mkdtemp(prefix="packages-"))
         self.replicas = [Replica("r1", self.folder), Replica("r2", self.folder)]
-        self.engine, self.delivered, self.count = {}, {}, 0
+        self.engine, self.delivered, self.promised, self.count = {}, {}, {}, 0
 
     @initialize(
         bundles=st.lists(st.sampled_from(["small", "any"]), max_size=3), uhs=st.sampled_from([0, 3_000, 200_000])
@@ -107,7 +106,7 @@ class Packages(RuleBasedStateMachine):
             if not isinstance(got, Short):
                 replica.log.began(got.piece.hold_id, replica.meter.told(got, "error", at_us=self.now))
                 self.engine[got.call_id] = (replica, prompt)
-                self.delivered[got.call_id] = got.usage
+                self.note(got)
                 return
             self.ask(replica, replica.meter.need(payer, got, self.now))
 
@@ -136,9 +135,13 @@ class Packages(RuleBasedStateMachine):
                 break
             self.ask(replica, ask)
         replica.log.moved(call_id, call.usage, packages=call.limits)
-        self.delivered[call_id] = call.usage
+        self.note(call)
         if paid < produced:
             self._end(call_id, "balance_exhausted")
+
+    def note(self, call):
+        """What left the replica, and what it was promised by then: that is what it must come to, whoever is killed."""
+        self.delivered[call.call_id], self.promised[call.call_id] = call.usage, call.limits
 
     @precondition(lambda self: self.engine)
     @rule(data=st.data(), ended=st.sampled_from(["stop", "client_gone", "error"]))
@@ -270,6 +273,8 @@ class Packages(RuleBasedStateMachine):
             usage = self.delivered[record.cdr_id]
             counted = {name: getattr(usage, name) for name in KINDS}
             assert {name: getattr(record, name) for name in KINDS} == counted
+            due = split(usage, self.promised[record.cdr_id]).paid
+            assert [(paid.asset, paid.units) for paid in record.packages] == [(each.asset, each.units) for each in due]
             for paid in record.packages:
                 weights = weights_of(paid.asset)
                 prompt, cached, completion, reasoning = (getattr(paid.tokens, name) for name in KINDS)
@@ -309,10 +314,6 @@ def used(call):
         started_at_us=call.started_at_us, ended_at_us=call.ended_at_us, ended=call.ended,
         rate_version=call.rate_version, packages=call.packages,
     )  # fmt: skip
-
-
-def test_what_calls_take_is_counted_by_the_meter_as_by_the_gate():
-    assert units_of([]) == {}
 
 
 TestPackages = Packages.TestCase
