@@ -7,7 +7,10 @@ import pytest
 
 from serving.calls import Call, Usage
 from serving.engines.parts.admission import Admission
-from serving.metering.payer import TICKET
+from serving.engines.parts.charges import costed
+from serving.metering.payer import TICKET, SignedPayer
+from serving.metering.slices import Payer
+from tests.gate.shop import ANY, QWEN
 
 TRUST = "t"
 HEADERS = {"x-fabric-trust": TRUST, "x-fabric-account": "ann", "x-fabric-call": "c1"}
@@ -140,3 +143,16 @@ async def test_who_wants_the_prompt_alone_is_known_before_it_is_paid_for(body, o
     await answer(Watched([b"{}"], kind=b"application/json"), body=body)
     await answer(Watched([b"{}"], kind=b"application/json"), path="/v1/chat/completions", body=body)
     assert seen == [only, False]
+
+
+def test_an_answer_says_what_it_took_of_packages():
+    ticket = SignedPayer(payer=Payer("ann"), key_id="k", call_id="c1")
+    usage = Usage(prompt_tokens=10, completion_tokens=5)
+    ticket.ended.append(
+        Call("c1", "ann", "k", "m", "H100", usage, 0, 1, "stop", packages=((QWEN, 22_000), (ANY, 2_000)))
+    )
+    said = json.loads(costed(b'{"usage": {"prompt_tokens": 10}}', ticket))
+    assert said["fabric"]["packages"] == [
+        {"asset": QWEN, "family": "llm:qwen", "llm_tokens": "22"},
+        {"asset": ANY, "family": "llm:any", "llm_tokens": "2"},
+    ]

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.units import CT_DECIMALS, format_ct
+from fabric.units import CT_DECIMALS, family_of, format_ct, format_llm_tokens
+from serving.metering.packages import units_of
 from serving.metering.payer import SignedPayer
 
 DATA: Final = b"data: "
@@ -51,7 +52,13 @@ def costed(body: bytes, ticket: SignedPayer) -> bytes:
     if inner is not said:
         said["response"] = msgspec.Raw(msgspec.json.encode(inner))
     ct = format_ct(ticket.charged_uhs, decimals=CT_DECIMALS)
-    fabric = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct, **ticket.llm_tokens()}
+    fabric: dict[str, Any] = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct}
+    fabric |= ticket.llm_tokens()
+    if taken := units_of(ticket.ended):
+        fabric["packages"] = [
+            {"asset": asset, "family": family_of(asset), "llm_tokens": format_llm_tokens(units)}
+            for asset, units in taken.items()
+        ]
     return msgspec.json.encode({**said, "fabric": fabric})
 
 
