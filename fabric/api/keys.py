@@ -165,7 +165,7 @@ class KeyRing:
             home=AccountId(key.account_id),
             acts_for=AccountId(acts_for) if acts_for else None,
             scopes=frozenset(KeyScope(scope) for scope in key.scopes),
-            limited=key.limit_uhs is not None,
+            limited=key.limit_uhs is not None or any(limit.hard for limit in key.limits),
             expires_at_us=key.expires_at_us,
             given_role=Role(key.role) if key.role else None,
             project=key.project,

@@ -4,6 +4,7 @@ import re
 from typing import Any, Final
 
 from fabric.api.keys import Caller
+from fabric.api.limit_calls import terms_of
 from fabric.api.messages import (
     accepted,
     amount,
@@ -42,6 +43,7 @@ async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequ
     if not _SHA256.fullmatch(request.secret_sha256):
         raise InvalidRequest("secret_sha256 is 64 digits of lower-case hex", code="invalid_sha256")
     account, project = await _pays(door, caller, request)
+    limits = await terms_of(door, request.limits)
     key_id = KeyId(key_id_of(account, request_id(request.request_id)))
     event = CreateKey(
         key_id=key_id,
@@ -58,6 +60,7 @@ async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequ
         requests_per_min=at_least(0, "requests_per_min", request.requests_per_min),
         tokens_per_min=at_least(0, "tokens_per_min", request.tokens_per_min),
         scopes=tuple(dict.fromkeys(word(KeyScope, "scope", given) for given in several("scopes", request.scopes))),
+        limits=limits,
         made_with=KeyId(caller.key_id),
         project=project,
         member=request.member or ("" if caller.role is Role.OWNER else caller.member),

@@ -79,6 +79,8 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "CreateKey": _WORKERS,
     "ListKeys": _READERS,
     "RevokeKey": _CUSTOMERS | _of("admin support"),
+    "SetLimit": _OWNER,
+    "ListLimits": _BOOKS,
     "GetOrganisation": _BOOKS,
     "CreateProject": _OWNER,
     "CloseProject": _OWNER,

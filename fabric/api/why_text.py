@@ -6,6 +6,8 @@ It says what the job waits for, where it stands, and what would let it start; of
 from collections.abc import Iterable
 from typing import Final
 
+from fabric.gate.limit_texts import moment
+from fabric.gate.periods import IN_UTC
 from fabric.gate.views import EvictionView, WhyView
 from fabric.placement.quota_terms import Used
 from fabric.placement.score import TERMS
@@ -30,6 +32,7 @@ GOES_ON: Final = {
     "limit_reached": "a higher limit (`fabric raise-limit`)",
     "out_of_tokens": "a top-up (`fabric top-up`)",
     "tokens_expired": "a top-up (`fabric top-up`)",
+    "spending_limit": "a higher limit of its key or account, or less held under it (`fabric keys limits`)",
 }
 """Of a parked job, by its reason: what lets it go on."""
 _US_PER_HOUR: Final = 3_600_000_000
@@ -79,6 +82,12 @@ def _state(view: WhyView) -> str:
 
 
 def _set_back(view: WhyView, again_us: int) -> str:
+    if view.state == "parked":
+        return (
+            f"It is parked ({_plain(view.reason)}): a limit of its key or account leaves too few tokens until"
+            f" {moment(again_us, IN_UTC)}, in {span(again_us - view.now_us)}; then it goes on, or at once where the limit is"
+            " raised (`fabric keys limits`)."
+        )
     why = f" ({_plain(view.reason)})" if view.reason else ""
     again = f"it is tried again in {span(again_us - view.now_us)}, or at once with `fabric resume`"
     return f"Its last {view.setbacks} attempts came to nothing{why}: {again}."

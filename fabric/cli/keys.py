@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fabric.cli.limits import InUnit, InZone, limit, list_limits, terms_of, told
 from fabric.cli.output import moment, print_json, print_records, say, tell
 from fabric.cli.session import AsJson, ForAccount, client
 from fabric.client.client import new_request_id
@@ -13,7 +14,7 @@ from fabric.units import format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
 
-app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API keys: make, limit, list, revoke.", no_args_is_help=True)
 
 _US_PER_DAY: Final = 86_400_000_000
 _DAYS_MAX: Final = 3_650
@@ -25,7 +26,7 @@ def create(
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     limit: Annotated[
         str | None,
-        typer.Option(help="The most that may be spent with it, by jobs and models, together and ever, in tokens."),
+        typer.Option(help="The most that may be spent with it, by jobs and models together, ever or in each --per."),
     ] = None,
     scope: Annotated[
         list[str] | None,
@@ -34,6 +35,9 @@ def create(
             " them; with --limit jobs:own and models; with --days alone read, jobs:all and models."
         ),
     ] = None,
+    per: Annotated[str, typer.Option(help="What --limit is for: day, week, month; not given: ever.")] = "",
+    unit: InUnit = "ct",
+    zone: InZone = "",
     rpm: Annotated[int, typer.Option(min=0, help="Calls of models a minute; 0 = no limit of its own.")] = 0,
     tpm: Annotated[int, typer.Option(min=0, help="LLM tokens of such calls a minute; 0 = no limit of its own.")] = 0,
     days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
@@ -52,8 +56,11 @@ def create(
 ) -> None:
     """Make a key. It is shown once: only its hash is kept.
 
-    For example: fabric keys create --name ci --scope jobs:own --limit 5 --days 30
+    For example: fabric keys create --name ci --scope jobs:own --limit 5 --per day --zone Asia/Shanghai --days 30
     """
+    if limit is None and (per or zone or unit != "ct"):
+        raise InvalidRequest("--per, --unit and --zone are of --limit: name that", code="invalid_limit")
+    resets = bool(per) or unit != "ct"
     if days is not None and not 0 < days <= _DAYS_MAX:
         raise InvalidRequest(f"--days {days:g}: give more than 0 and at most {_DAYS_MAX}", code="invalid_duration")
     secret = make_secret()
@@ -62,7 +69,8 @@ def create(
         secret_sha256=hash_secret(secret),
         name=name,
         operator=operator,
-        limit_uhs=None if limit is None else parse_ct(limit),
+        limit_uhs=None if limit is None or resets else parse_ct(limit),
+        limits=[terms_of(limit or "", per=per or "life", unit=unit, zone=zone)] if resets else [],
         scopes=scope or [],
         requests_per_min=rpm,
         tokens_per_min=tpm,
@@ -104,6 +112,10 @@ def revoke(
     print_json({"key_id": key_id, "revoked": True}) if as_json else say(f"{key_id} is revoked")
 
 
+app.command()(limit)
+app.command("limits")(list_limits)
+
+
 def _left(key: pb.Key) -> str:
     """Of its limit: what is held for what runs is set aside already."""
     return format_ct(max(key.limit_uhs - key.spent_uhs - key.held_uhs, 0)) if key.HasField("limit_uhs") else "–"
@@ -126,6 +138,7 @@ _COLUMNS: Final[dict[str, Any]] = {
     "used CT": lambda key: format_ct(key.spent_uhs),
     "left CT": _left,
     "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
+    "resets": lambda key: "; ".join(told(limit) for limit in key.limits) or "–",
     "a minute": _rates,
     "expires": lambda key: moment(key.expires_at_us),
     "state": lambda key: _DEAD.get(key.dead, key.dead) or "good",

@@ -8,6 +8,7 @@ import msgspec
 
 from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.limit_events import LimitTerms
 from fabric.gate.roles import Role
 from fabric.units import PPM, AccountId, KeyId
 
@@ -48,6 +49,8 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     expires_at_us: int | None = None
     scopes: tuple[KeyScope, ...] = ()
     """What it may be used for; () = what such a key always had (`key_scopes.effective`)."""
+    limits: tuple[LimitTerms, ...] = ()
+    """Those that reset."""
     made_with: KeyId | None = None
     """The key of whoever asks: one that was revoked a moment ago makes no successor."""
     project: str = ""

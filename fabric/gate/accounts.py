@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from fabric.gate import keys, organisations, refusals, treasury
+from fabric.gate import keys, limit_setting, organisations, refusals, treasury
 from fabric.gate.account_events import (
     AddMember,
     AnyAccountEvent,
@@ -51,8 +51,10 @@ def _create_key(core: Core, event: CreateKey) -> Outcome:
         return refusal
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
-    if event.limit_uhs is not None and (refusal := refusals.bad_amount("a key's limit is", event.limit_uhs)):
+    refusal = None if event.limit_uhs is None else refusals.bad_amount("a key's limit is", event.limit_uhs)
+    if refusal := refusal or limit_setting.unfit(core, event):
         return refusal
+    limit_setting.made(core, event.key_id, event.limits)
     core.keep_key(
         Key(
             key_id=event.key_id,
@@ -64,7 +66,7 @@ def _create_key(core: Core, event: CreateKey) -> Outcome:
             requests_per_min=event.requests_per_min,
             tokens_per_min=event.tokens_per_min,
             expires_at_us=event.expires_at_us,
-            scopes=event.scopes,
+            scopes=keys.given(event),
             project="" if event.project == event.account_id else event.project,
             member=event.member,
         )

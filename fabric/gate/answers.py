@@ -19,6 +19,7 @@ from fabric.gate import (
     jobs,
     key_views,
     keys,
+    limit_answers,
     listing,
     offers,
     package_answers,
@@ -46,6 +47,7 @@ from fabric.gate.questions import (
     KeyOf,
     KeysOf,
     LeasesOf,
+    LimitsOf,
     ModelsOf,
     NodesOf,
     NoticesOf,
@@ -63,6 +65,7 @@ from fabric.gate.questions import (
     StatementOf,
     SuspenseOf,
     WhyOf,
+    ZonesOf,
 )
 from fabric.gate.state import BURNING, Account, Job, LeaseRecord
 from fabric.gate.timeline import told
@@ -115,11 +118,11 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return _quote(core, question, now_us)
         case KeyOf():
             key = state.keys.get(question.key_id)
-            return None if key is None else key_views.key(core, key)
+            return None if key is None else key_views.key(core, key, now_us)
         case KeysOf():
             asked = question.account_id
             found = state.keys.values() if asked is None else core.keys_of.get(asked, ())
-            return [key_views.key(core, key) for key in found]
+            return [key_views.key(core, key, now_us) for key in found]
         case OrganisationOf():
             return key_views.organisation(core, question.account_id)
         case CallerOf():
@@ -158,6 +161,10 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return till_views.payments(core, question)
         case SuspenseOf():
             return till_views.suspense(core, question)
+        case LimitsOf():
+            return limit_answers.asked(core, question, now_us)
+        case ZonesOf():
+            return list(state.zones.values())
         case NoticesOf():
             return till_views.notices(core, question)
         case PolicyOf():
@@ -311,7 +318,9 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
         spec.accelerators, service=spec.service, tier=plan.name, at_us=core.now_us
     )
     hold_uhs = holds.wanted_uhs(core, job)
-    free_uhs = holds.within_key(core, job, core.book.free(job.account_id, now_us=now_us, use=holds.use_of(spec)))
+    free_uhs = holds.within_key(
+        core, job, core.book.free(job.account_id, now_us=now_us, use=holds.use_of(spec)), now_us=now_us
+    )
 
     is_free = core.planner.could_place_now(request)
     begins = None if is_free else starts.of_request(core, request, now_us)

@@ -5,12 +5,15 @@ yet, or before a service that starts anew. So only the first is tried again at o
 """
 
 import heapq
+from collections.abc import Callable
 from typing import Final
 
 from fabric.gate import requests
 from fabric.gate.core import Core
+from fabric.gate.lifecycle import JobState
 from fabric.gate.state import Job
 
+TRIED_MAX: Final = 128
 WAITS_US: Final = (0, 2_000_000, 8_000_000, 32_000_000, 120_000_000)
 """After the first attempt in a row that came to nothing, after the second, and so on; the last one for all after it."""
 
@@ -37,13 +40,25 @@ def end(core: Core, job: Job) -> None:
     core.touch(job)
 
 
-def over(core: Core) -> None:
-    """Queue those whose wait is over."""
-    while (first_us := next_due_us(core)) is not None and first_us <= core.now_us:
+def wait_until(core: Core, job: Job, until_us: int | None) -> None:
+    """A parked job is looked at again then, by time alone; None = only when something happens."""
+    job.waits_until_us = until_us
+    if until_us is not None:
+        heapq.heappush(core.backing_off, (until_us, job.job_id))
+
+
+def over(core: Core, try_again: Callable[[Core, Job], None]) -> None:
+    """Queue those whose wait is over, and try parked ones again: of these so many that no tick takes long."""
+    tried = 0
+    while (first_us := next_due_us(core)) is not None and first_us <= core.now_us and tried < TRIED_MAX:
         _, job_id = heapq.heappop(core.backing_off)
         job = core.state.jobs[job_id]
-        enqueue(core, job)
-        core.touch(job)
+        if job.state is JobState.PARKED:
+            tried += 1
+            try_again(core, job)
+        else:
+            enqueue(core, job)
+            core.touch(job)
 
 
 def next_due_us(core: Core) -> int | None:

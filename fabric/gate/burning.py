@@ -45,7 +45,7 @@ def terms_of(core: Core, job: Job, record: LeaseRecord) -> tuple[Terms, ...]:
 
 def charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:
     session = core.state.sessions[record.lease.lease_id]
-    until_us = core.now_us if record.ended_at_us is None else record.ended_at_us
+    before_us, until_us = session.metered_us, core.now_us if record.ended_at_us is None else record.ended_at_us
     due = session.extend(
         seq=sample.seq,
         window_us=sample.window_us,
@@ -53,7 +53,7 @@ def charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:
         estimated=sample.estimated,
         now_us=until_us,
     )
-    _charge(core, record, session, due)
+    _charge(core, record, session, due, before_us=before_us)
 
 
 def charge_silence(core: Core, record: LeaseRecord) -> None:
@@ -62,7 +62,8 @@ def charge_silence(core: Core, record: LeaseRecord) -> None:
     session = core.state.sessions[record.lease.lease_id]
     unmetered_us = core.now_us - record.started_at_us - session.metered_us
     if unmetered_us > core.silence_us:
-        _charge(core, record, session, session.gap(window_us=unmetered_us))
+        before_us = session.metered_us
+        _charge(core, record, session, session.gap(window_us=unmetered_us), before_us=before_us)
 
 
 def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, refunds: bool) -> Cdr:
@@ -76,7 +77,8 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     session = core.state.sessions.pop(record.lease.lease_id)
     unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
     if unmetered_us > (0 if final is None else ROUNDING_US):
-        _charge(core, record, session, session.gap(window_us=unmetered_us))
+        before_us = session.metered_us
+        _charge(core, record, session, session.gap(window_us=unmetered_us), before_us=before_us)
     if refunds:
         most_us = cadence.refundable_us(job.saves_us, loss_every_us=record.lease.loss_every_us)
         given_uhs = session.refund_lost(most_us=most_us)
@@ -94,9 +96,14 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     return closed
 
 
-def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int) -> None:
-    """Capture what is due; what the hold no longer covers is the operator's loss, never the customer's debt."""
+def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int, *, before_us: int) -> None:
+    """Capture what is due since so much was metered; what the hold no longer covers is the operator's loss, never the
+    customer's debt.
+    """
     if due_uhs > 0:
-        job = core.state.jobs[record.lease.job_id]
-        session.absorb(due_uhs - holds.capture(core, job, due_uhs))
+        job, began_us = core.state.jobs[record.lease.job_id], record.started_at_us or 0
+        captured_uhs = holds.capture(
+            core, job, due_uhs, from_us=began_us + before_us, until_us=began_us + session.metered_us
+        )
+        session.absorb(due_uhs - captured_uhs)
         core.touch(job)

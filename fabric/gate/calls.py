@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from fabric.charging.packages import flaw_of, split
 from fabric.charging.rates import Rate, charge_uhs, miscounted
 from fabric.charging.records import Cdr
-from fabric.gate import keys, models, packages, refusals
+from fabric.gate import keys, limits, models, packages, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, RecordCalls
@@ -174,6 +174,8 @@ def book(core: Core, billed: Bill, *, lost_uhs: int = 0, shares: packages.Shares
             open_usage.pop(f"{account_id}/{record.cdr_id}", None)
         used_uhs = record.charged_uhs + record.spared_uhs
         keys.spends(core, record.key_id, account_id=account_id, amount_uhs=used_uhs)
+        if core.state.limits and not record.covered:
+            limits.count_call(core, account_id, record)
         if record.spared_uhs:  # what was captured for the rest is noted by its transfer
             core.planner.note_usage(account_id, uhs=record.spared_uhs, now_us=core.now_us, job_id=JobId(""))
     core.records.extend(billed.records)

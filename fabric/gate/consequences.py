@@ -8,7 +8,7 @@ back in line, and where tokens have become free, jobs that waited for them go on
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, subscriptions
+from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, parked, subscriptions
 from fabric.gate.core import Core
 from fabric.ledger.expiry import count_due
 from fabric.ledger.transfers import CT
@@ -70,7 +70,7 @@ def follow(core: Core) -> None:
             core.freed[AccountId(transfer.account_id)] = None
     for account_id in core.freed:
         if account_id in core.state.parked:
-            jobs.resume_waiting(core, account_id)
+            parked.resume_waiting(core, account_id)
     if core.replan:
         leases.apply_plan(core)
     for job in core.held:

@@ -54,6 +54,7 @@ class Core:
         "changed",
         "freed",
         "held",
+        "held_by_jobs",
         "instructions",
         "jobs_of",
         "keys_of",
@@ -112,6 +113,12 @@ class Core:
             self.jobs_of.setdefault(job.account_id, []).append(job)
             if job.has_ended_unrun:
                 self.unrun_of[job.account_id] = self.unrun_of.get(job.account_id, 0) + 1
+        self.held_by_jobs: dict[str, int] = {}
+        """What jobs hold of each key and account, as their limits are kept by: derived, so that the rest is known, which is for
+        calls.
+        """
+        for job in state.jobs.values():
+            self.note_held(job, job.held_uhs)
         self.unfinished = {
             payment.payment_id: None for payment in state.till.payments.values() if payment.is_unfinished
         }
@@ -161,6 +168,19 @@ class Core:
         """A new job, from now on."""
         self.state.jobs[job.job_id] = job
         self.jobs_of.setdefault(job.account_id, []).append(job)
+
+    def note_held(self, job: Job, delta_uhs: int) -> None:
+        """It holds so much more, or less."""
+        if not delta_uhs:
+            return
+        held = self.held_by_jobs
+        for whose in (
+            (f"key/{job.key_id}", f"account/{job.account_id}") if job.key_id else (f"account/{job.account_id}",)
+        ):
+            if left_uhs := held.get(whose, 0) + delta_uhs:
+                held[whose] = left_uhs
+            else:
+                del held[whose]
 
     def settle(self, job: Job) -> None:
         """Nothing of it is left to be charged."""

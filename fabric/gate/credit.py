@@ -7,7 +7,7 @@ reports the calls that were paid from its hold; what they cost is reckoned here,
 
 from typing import Final
 
-from fabric.gate import calls, keys, packages, refusals, usage
+from fabric.gate import calls, keys, limits, packages, refusals, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
@@ -26,7 +26,7 @@ TTL_MAX_US: Final = 86_400_000_000
 def authorize(core: Core, event: Authorize) -> Outcome:
     if known := _malformed(event) or _asked_before(core, event) or _too_many(core, event):
         return known
-    within_uhs = None if event.key_id is None else _within_key(core, event, event.key_id)
+    within_uhs = _within_limits(core, event)
     if isinstance(within_uhs, Refusal):
         return within_uhs
     more = packages.more(
@@ -143,7 +143,7 @@ def room(core: Core, account_id: AccountId, hold_id: str, now_us: int) -> RoomVi
     hold = _own(core, account_id, hold_id)
     if hold is None:
         return RoomView()
-    within_uhs = _ceiling(core, hold, used_uhs=0)
+    within_uhs = _ceiling(core, hold, used_uhs=0, now_us=now_us)
     free = core.book.free(account_id, now_us=now_us, use=hold.use)
     beside = packages.room(core, hold, now_us)
     if within_uhs is None or free <= within_uhs:
@@ -186,18 +186,18 @@ def _asked_before(core: Core, event: Authorize) -> Accepted | None:
     return Accepted(granted_uhs=granted_uhs, held_uhs=hold.answer.held_uhs, final=final)
 
 
-def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
-    """How much may be held for the key, if not less than the least that is of use."""
-    if refusal := keys.no_models(core, key_id, account_id=event.account_id):
+def _within_limits(core: Core, event: Authorize) -> int | Refusal | None:
+    """How much may be held for the key, if not less than the least that is of use; None = as much as there is."""
+    if event.key_id is not None and (refusal := keys.no_models(core, event.key_id, account_id=event.account_id)):
         return refusal
-    key = core.state.keys[key_id]
-    left_uhs = keys.left_uhs(key)
-    if left_uhs is None or event.amount_uhs <= left_uhs:
-        return event.amount_uhs
+    key_id = event.key_id or ""
     least_uhs = event.amount_uhs if event.minimum_uhs is None else max(1, event.minimum_uhs)
-    if left_uhs < least_uhs:
-        return refusals.key_limit_reached(needed_uhs=least_uhs, left_uhs=left_uhs, limit_uhs=key.limit_uhs or 0)
-    return left_uhs
+    found = limits.room(core, event.account_id, key_id, least_uhs=least_uhs, models=event.use.models)
+    if found is None or event.amount_uhs <= found.left_uhs:
+        return None if found is None else event.amount_uhs
+    if found.left_uhs < least_uhs:
+        return limits.refused(core, found, needed_uhs=least_uhs, key_id=key_id)
+    return found.left_uhs
 
 
 def _is_over(core: Core, event: UpdateHold | SettleHold) -> bool:
@@ -233,17 +233,16 @@ def _bill(core: Core, event: UpdateHold | SettleHold, hold: Hold) -> calls.Bill 
     )
 
 
-def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
-    """What the limit of the hold's key leaves for more, once what was used is booked. A key that counts no more has none
-    to give.
+def _ceiling(core: Core, hold: Hold, *, used_uhs: int, now_us: int | None = None) -> int | None:
+    """What the limits of the hold's key and account leave for more, once what was used is booked. A key that counts no more has
+    none to give.
     """
+    account_id = AccountId(hold.account_id)
     key = core.state.keys.get(KeyId(hold.key_id)) if hold.key_id else None
-    if key is None:
-        return None
-    if keys.unusable(core, key.key_id, account_id=AccountId(hold.account_id)):
+    if key is not None and keys.unusable(core, key.key_id, account_id=account_id):
         return 0
-    left_uhs = keys.left_uhs(key)
-    return None if left_uhs is None else max(0, left_uhs - max(used_uhs - hold.held_uhs, 0))
+    found = limits.room(core, account_id, hold.key_id, now_us=now_us, models=hold.use.models)
+    return None if found is None else max(0, found.left_uhs - max(used_uhs - hold.held_uhs, 0))
 
 
 def _note(
@@ -263,6 +262,9 @@ def _note(
     calls.book(core, billed, lost_uhs=of_calls_uhs, shares=shares)
     used_uhs -= lost_uhs - of_calls_uhs
     keys.spends(core, hold.key_id, account_id=AccountId(hold.account_id), amount_uhs=used_uhs)
+    if used_uhs:
+        now_us = core.now_us
+        limits.count(core, AccountId(hold.account_id), hold.key_id, used_uhs, from_us=now_us, until_us=now_us)
     keys.holds(core, hold.key_id, held_uhs)
 
 

@@ -38,6 +38,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "placeable": "nodes' sizes and pools, and the policy: forgotten when `placeable_in` is another layout",
         "placeable_in": "the version of `placeable`",
         "jobs_of": "the jobs: `keep` is the one place where one is added, `forget` where some go",
+        "held_by_jobs": "what jobs hold: `note_held` is told of each change of it",
         "unfinished": "the payments: `note_payment` is told of each that was made, or of which something has come",
         "unrun_of": "the jobs: `settle` and `forget` are the two places where one more, or fewer, has ended unrun",
         "subscribed_by": "the subscriptions: `keep_subscription` is the one place where one is added, `renew` where some end",
@@ -222,6 +223,7 @@ def view(core: Core) -> dict[str, Any]:
         "plans": core.plans,
         "renewals": sorted({each for each in core.renewals if core.renewal_of(each) is not None}),
         "jobs_of": {account_id: [job.job_id for job in jobs] for account_id, jobs in core.jobs_of.items()},
+        "held_by_jobs": dict(core.held_by_jobs),
         "unfinished": dict(core.unfinished),
         "unrun_of": dict(core.unrun_of),
         "subscribed_by": {

@@ -14,6 +14,7 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.account_events import AnyAccountEvent
 from fabric.gate.event import Event
+from fabric.gate.limit_events import AnyLimitEvent
 from fabric.gate.payment_events import AnyPaymentEvent
 from fabric.gate.serving_events import AnyServingEvent
 from fabric.gate.share_events import SetCohort, SetQuota, SetShare
@@ -425,6 +426,7 @@ AnyEvent = (
     | Subscribe
     | Unsubscribe
     | RecordPayment
+    | AnyLimitEvent
     | AnyPaymentEvent
     | AnyServingEvent
     | NodeUp

@@ -31,8 +31,10 @@ from fabric.gate import (
     idempotency,
     jobs,
     leases,
+    limit_setting,
     models,
     nodes,
+    parked,
     paybacks,
     payments,
     reconciling,
@@ -80,6 +82,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
+from fabric.gate.limit_events import LearnZone, SetLimit
 from fabric.gate.payment_events import (
     AskPayment,
     PaymentStarted,
@@ -296,7 +299,7 @@ class Gate:
                 if core.behind:  # what is due of leases may hang on what others still owe: a later tick sees to it
                     return _ACCEPTED
                 leases.overdue(core)
-                backoff.over(core)
+                backoff.over(core, parked.try_again)
                 core.replan = True
             case RecordCalls():
                 return calls.record(core, event)
@@ -354,6 +357,10 @@ class Gate:
                 return shares.set_cohort(core, event)
             case SetQuota():
                 return shares.set_quota(core, event)
+            case SetLimit():
+                return limit_setting.set_limit(core, event)
+            case LearnZone():
+                return limit_setting.learn_zone(core, event)
             case AdoptRules():
                 return rules.adopt(core, event)
             case Configure():

@@ -8,7 +8,7 @@ grace at the worst burn, and its deadline is the moment when the hold would be e
 from typing import Final
 
 from fabric.charging.rating import hold_for
-from fabric.gate import refusals
+from fabric.gate import limits, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
 from fabric.gate.instructions import Refusal
@@ -67,7 +67,7 @@ def take(core: Core, job: Job) -> Refusal | None:
     """Hold the tokens for the job's next attempts, or say why not. A refusal changes nothing."""
     wanted = wanted_uhs(core, job)
     key = core.state.keys.get(job.key_id) if job.key_id else None
-    if key is not None and (refusal := _key_refuses(key, wanted)):
+    if refusal := limits.within(core, job.account_id, job.key_id or "", wanted):
         return refusal
     hold_id = f"{job.job_id}#{job.holds + 1}"
     answer = core.book.authorize(
@@ -81,7 +81,7 @@ def take(core: Core, job: Job) -> Refusal | None:
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer, remedy="tokens=")
     job.hold_id, job.holds = hold_id, job.holds + 1
-    _held(job, key, wanted)
+    _held(core, job, key, wanted)
     core.held.append(job)
     return None
 
@@ -116,39 +116,37 @@ def run(core: Core, job: Job) -> None:
 
 def shrink(core: Core, job: Job, short_uhs: int) -> None:
     """Lots have expired of which its hold had so much, and nothing else covers it."""
-    _held(job, core.state.keys.get(job.key_id) if job.key_id else None, -short_uhs)
+    _held(core, job, core.state.keys.get(job.key_id) if job.key_id else None, -short_uhs)
 
 
-def within_key(core: Core, job: Job, amount_uhs: int) -> int:
-    """As much of an amount as the limit of the job's key leaves."""
-    key = core.state.keys.get(job.key_id) if job.key_id else None
-    if key is None or key.limit_uhs is None:
-        return amount_uhs
-    return min(amount_uhs, max(0, key.limit_uhs - key.spent_uhs - key.held_uhs))
+def within_key(core: Core, job: Job, amount_uhs: int, *, now_us: int) -> int:
+    """As much of an amount as the limits of the job's key and account leave."""
+    found = limits.room(core, job.account_id, job.key_id or "", now_us=now_us)
+    return amount_uhs if found is None else min(amount_uhs, found.left_uhs)
 
 
 def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:
     """More for the open hold: what was granted, which may be less where a minimum is given."""
     assert job.hold_id is not None
     key = core.state.keys.get(job.key_id) if job.key_id else None
-    if key is not None and key.limit_uhs is not None:
-        left = key.limit_uhs - key.spent_uhs - key.held_uhs
-        if left < (minimum_uhs or amount_uhs):
-            return _key_refuses(key, amount_uhs) or 0
-        amount_uhs = min(amount_uhs, left)
+    found = limits.room(core, job.account_id, job.key_id or "")
+    if found is not None:
+        if found.left_uhs < (minimum_uhs or amount_uhs):
+            return limits.refused(core, found, needed_uhs=amount_uhs, key_id=job.key_id or "")
+        amount_uhs = min(amount_uhs, found.left_uhs)
     answer = core.book.extend(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us, minimum_uhs=minimum_uhs)
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer, remedy="tokens=")
-    _held(job, key, answer.granted_uhs)
+    _held(core, job, key, answer.granted_uhs)
     return answer.granted_uhs
 
 
-def capture(core: Core, job: Job, amount_uhs: int) -> int:
-    """Take what was burned off the hold: at most what is held. What was captured."""
+def capture(core: Core, job: Job, amount_uhs: int, *, from_us: int, until_us: int) -> int:
+    """Take what was burned between two moments off the hold: at most what is held. What was captured."""
     if amount_uhs <= 0 or job.hold_id is None:
         return 0
     captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
-    _spent(core, job, captured)
+    _spent(core, job, captured, from_us=from_us, until_us=until_us)
     return captured
 
 
@@ -157,7 +155,7 @@ def refund(core: Core, job: Job, amount_uhs: int) -> None:
     if amount_uhs > 0 and job.hold_id is not None:
         refunded = core.book.refund(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us)
         assert refunded == amount_uhs, f"{job.job_id} was charged {amount_uhs - refunded} µHs outside its hold"
-        _spent(core, job, -refunded)
+        _spent(core, job, -refunded, from_us=core.now_us, until_us=core.now_us)
 
 
 def close(core: Core, job: Job) -> None:
@@ -166,7 +164,7 @@ def close(core: Core, job: Job) -> None:
         return
     core.book.close(job.hold_id, now_us=core.now_us)
     key = core.state.keys.get(job.key_id) if job.key_id else None
-    _held(job, key, -job.held_uhs)
+    _held(core, job, key, -job.held_uhs)
     job.hold_id = None
     core.freed[job.account_id] = None
 
@@ -197,25 +195,19 @@ def renew(core: Core, job: Job) -> None:
         extend(core, job, amount_uhs=min(quantum, left_uhs), minimum_uhs=1)
 
 
-def _key_refuses(key: Key, amount_uhs: int) -> Refusal | None:
-    if key.limit_uhs is None:
-        return None
-    left = key.limit_uhs - key.spent_uhs - key.held_uhs
-    if amount_uhs <= left:
-        return None
-    return refusals.key_limit_reached(needed_uhs=amount_uhs, left_uhs=left, limit_uhs=key.limit_uhs)
-
-
-def _held(job: Job, key: Key | None, delta_uhs: int) -> None:
+def _held(core: Core, job: Job, key: Key | None, delta_uhs: int) -> None:
     job.held_uhs += delta_uhs
+    core.note_held(job, delta_uhs)
     if key is not None:
         key.held_uhs += delta_uhs
 
 
-def _spent(core: Core, job: Job, delta_uhs: int) -> None:
+def _spent(core: Core, job: Job, delta_uhs: int, *, from_us: int, until_us: int) -> None:
     job.held_uhs -= delta_uhs
     job.burned_uhs += delta_uhs
+    core.note_held(job, -delta_uhs)
     key = core.state.keys.get(job.key_id) if job.key_id else None
     if key is not None:
         key.held_uhs -= delta_uhs
         key.spent_uhs += delta_uhs
+    limits.count(core, job.account_id, job.key_id or "", delta_uhs, from_us=from_us, until_us=until_us)

@@ -14,6 +14,7 @@ from fabric.gate.canonical import digest
 from fabric.gate.core import Core
 from fabric.gate.events import AnyEvent, Submit
 from fabric.gate.instructions import Outcome
+from fabric.gate.limit_events import SetLimit
 from fabric.gate.serving_events import Authorize
 from fabric.gate.state import Answered
 
@@ -25,6 +26,7 @@ _ANYWAY: Final = frozenset({"request_id"})
 _WHO_ASKS: Final[dict[type[msgspec.Struct], frozenset[str]]] = {
     Authorize: _ANYWAY | {"key_id"},
     CreateKey: _ANYWAY | {"made_with"},
+    SetLimit: _ANYWAY | {"made_with"},
     Submit: _ANYWAY | {"key_id"},
 }
 """Fields that say with which of its keys an account asks: with another one it asks for the same."""

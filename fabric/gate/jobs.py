@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import backoff, deadlines, holds, keys, leases, notice, refusals, requests, why_never
+from fabric.gate import backoff, deadlines, holds, keys, leases, notice, parked, refusals, requests, why_never
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -27,8 +27,6 @@ from fabric.placement import Request as PlacementRequest
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
-NEEDS_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.TOKENS_EXPIRED.value)
-WAITS_FOR_TOKENS: Final = (*NEEDS_TOKENS, StopReason.LIMIT_REACHED.value)
 
 
 UNRUN_MAX: Final = 4_096
@@ -200,8 +198,8 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
         if isinstance(answer, Refusal):
             return answer
     before, job.limit_uhs = job.limit_uhs, event.limit_uhs
-    if job.state is JobState.PARKED and job.reason in WAITS_FOR_TOKENS and job.lease_id is None:
-        refusal = _requeue(core, job)
+    if job.state is JobState.PARKED and job.reason in parked.WAITS_FOR_TOKENS and job.lease_id is None:
+        refusal = parked.requeue(core, job)
         if refusal is not None:
             job.limit_uhs = before
             return refusal
@@ -216,21 +214,6 @@ def forget(core: Core, event: ForgetJobs) -> None:
     own = core.jobs_of.get(event.account_id, [])
     unrun = [job.job_id for job in own if job.has_ended_unrun]
     core.forget(dict.fromkeys(unrun[: max(len(unrun) - max(event.keep, 0), 0)]), event.account_id)
-
-
-def resume_waiting(core: Core, account_id: AccountId) -> None:
-    """Tokens have become free: jobs of this account that wait for them go on, oldest first, as far as they last.
-
-    One that needs more, or other tokens, than there are lets those behind it pass.
-    """
-    for job_id in tuple(core.state.parked.get(account_id, ())):
-        job = core.state.jobs[job_id]
-        wanted = job.resume_asked or job.reason in NEEDS_TOKENS
-        raised = job.reason == StopReason.LIMIT_REACHED and job.limit_uhs > job.parked_limit_uhs
-        if not (wanted or raised) or _requeue(core, job) is None:
-            continue
-        if job.resume_asked or raised:
-            _wait_for_tokens(core, job)
 
 
 def park_expired(core: Core, job: Job) -> None:
@@ -269,7 +252,7 @@ def _cancel(core: Core, job: Job, *, save: bool, at_once: bool) -> Outcome:
                 leases.stop(core, record, StopReason.CANCELLED, save=save)
         case JobState.QUEUED | JobState.PARKED:
             _withdraw(core, job)
-            _unpark(core, job)
+            parked.unpark(core, job)
             core.move(job, Trigger.CANCELLED, reason=StopReason.CANCELLED.value)
             job.ended_at_us = core.now_us
             if job.lease_id is None:
@@ -293,7 +276,7 @@ def _pause(core: Core, job: Job) -> Outcome:
             job.stopping_for, job.resume_asked, job.reason = StopReason.PAUSED, False, StopReason.PAUSED.value
             core.touch(job)
         case JobState.PARKED:
-            job.resume_asked, job.reason = False, StopReason.PAUSED.value
+            job.resume_asked, job.reason, job.waits_until_us = False, StopReason.PAUSED.value, None
             core.touch(job)
         case _:
             return _too_late(job)
@@ -310,46 +293,12 @@ def _resume(core: Core, job: Job) -> Outcome:
     if job.state is not JobState.PARKED and not leaves:
         return Accepted(held_uhs=job.held_uhs)
     if job.lease_id is None:
-        return _requeue(core, job) or Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
-    if refusal := _at_limit(job):
+        return parked.requeue(core, job) or Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
+    if refusal := parked.at_limit(job):
         return refusal
     job.resume_asked = True
     core.touch(job)
     return Accepted(held_uhs=job.held_uhs)
-
-
-def _at_limit(job: Job) -> Refusal | None:
-    """A job that may burn nothing more needs a higher limit."""
-    if job.limit_uhs > max(job.burned_uhs, job.parked_limit_uhs):
-        return None
-    return refusals.conflict(
-        f"the job has reached its limit of {format_ct(job.limit_uhs)} tokens: raise it (`fabric raise-limit`,"
-        " `job.raise_limit`) to go on",
-        code="limit_reached",
-        limit_uhs=job.limit_uhs,
-        burned_uhs=job.burned_uhs,
-    )
-
-
-def _requeue(core: Core, job: Job) -> Refusal | None:
-    """Hold tokens again and go back to the queue. A refusal changes nothing."""
-    if refusal := _at_limit(job) or holds.take(core, job):
-        return refusal
-    _unpark(core, job)
-    if job.reason == StopReason.TIME_LIMIT:
-        job.ran_us = 0
-    job.unstarted = 0
-    core.move(job, Trigger.RESUME, reason=requests.WAITS_FOR_CAPACITY)
-    requests.enqueue(core, job)
-    return None
-
-
-def _wait_for_tokens(core: Core, job: Job) -> None:
-    """It was promised to go on and can't yet: it does when tokens come, or its limit is raised."""
-    at_limit = _at_limit(job) is not None
-    job.resume_asked = False
-    job.reason = (StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS).value
-    core.touch(job)
 
 
 def _withdraw(core: Core, job: Job) -> None:
@@ -357,15 +306,6 @@ def _withdraw(core: Core, job: Job) -> None:
     job.waits_until_us = None
     if core.planner.withdraw(job.job_id):
         core.replan = True
-
-
-def _unpark(core: Core, job: Job) -> None:
-    job.resume_asked = False
-    waiting = core.state.parked.get(job.account_id, [])
-    if job.job_id in waiting:
-        waiting.remove(job.job_id)
-        if not waiting:
-            del core.state.parked[job.account_id]
 
 
 def _with_job(core: Core, job_id: JobId, account_id: AccountId, act: Callable[[Core, Job], Outcome]) -> Outcome:

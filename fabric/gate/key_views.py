@@ -1,6 +1,6 @@
 """Keys and organisations as they are shown: views built from the state, which they never change."""
 
-from fabric.gate import keys, organisations
+from fabric.gate import keys, limit_answers, organisations
 from fabric.gate.core import Core
 from fabric.gate.organisation_views import KeyView, MemberView, OrganisationView, ProjectView
 from fabric.gate.state import Key
@@ -53,7 +53,7 @@ def organisation(core: Core, account_id: AccountId) -> OrganisationView | None:
     )
 
 
-def key(core: Core, key: Key) -> KeyView:
+def key(core: Core, key: Key, now_us: int) -> KeyView:
     """A key, as whoever may see it does."""
     found = organisations.of(core, key.account_id)
     return KeyView(
@@ -70,6 +70,7 @@ def key(core: Core, key: Key) -> KeyView:
         revoked=key.revoked,
         scopes=tuple(sorted(scope.value for scope in keys.scopes_of(core, key))),
         held_uhs=key.held_uhs,
+        limits=limit_answers.of(core, key.account_id, f"key/{key.key_id}", now_us),
         role=keys.role_of(core, key).value,
         project=keys.project_of(key),
         member=key.member,

@@ -25,11 +25,15 @@ _MODELS: Final = frozenset((KeyScope.MODELS, KeyScope.OPERATOR))
 
 def scopes_of(core: Core, key: Key) -> frozenset[KeyScope]:
     """All that the key may be used for: what it was given, within the role of its member."""
-    own = effective(
+    own, member = given_to(key), _member_of(core, key)
+    return own if member is None else own & OF_MEMBERS[member.role]
+
+
+def given_to(key: Key) -> frozenset[KeyScope]:
+    """All that the key was given, whatever its member's role."""
+    return effective(
         key.scopes, operator=key.operator, limited=key.limit_uhs is not None, ends=key.expires_at_us is not None
     )
-    member = _member_of(core, key)
-    return own if member is None else own & OF_MEMBERS[member.role]
 
 
 def role_of(core: Core, key: Key) -> Role:
@@ -50,7 +54,7 @@ def dead(core: Core, key: Key) -> str:
     member = _member_of(core, key)
     if member is not None and member.left_at_us is not None:
         return "member_left"
-    organisation = core.state.organisations.get(_organisation_of(core, key))
+    organisation = core.state.organisations.get(organisation_of(core, key))
     project = organisation.projects.get(key.project) if organisation is not None and key.project else None
     return "project_closed" if project is not None and project.closed_at_us is not None else ""
 
@@ -58,10 +62,11 @@ def dead(core: Core, key: Key) -> str:
 def _member_of(core: Core, key: Key) -> Member | None:
     if not key.member:
         return None
-    return core.state.organisations[_organisation_of(core, key)].members[key.member]
+    return core.state.organisations[organisation_of(core, key)].members[key.member]
 
 
-def _organisation_of(core: Core, key: Key) -> AccountId:
+def organisation_of(core: Core, key: Key) -> AccountId:
+    """Whose it is."""
     account = core.state.accounts.get(key.account_id)
     return (account.organisation if account is not None else None) or key.account_id
 
@@ -112,7 +117,7 @@ def _lacks(core: Core, key: Key, needed: frozenset[KeyScope], what: str) -> Refu
 def unfit(event: CreateKey) -> Refusal | None:
     """What is wrong with a key that has these scopes; None if nothing is."""
     scopes = frozenset(event.scopes)
-    limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
+    limited, ends = is_limited(event), event.expires_at_us is not None
     if why := unfit_scopes(scopes, operator=event.operator, limited=limited, ends=ends):
         return refusals.invalid(why, code="invalid_scope")
     if not (0 <= event.requests_per_min <= RATE_MAX and 0 <= event.tokens_per_min <= RATE_MAX):
@@ -120,6 +125,19 @@ def unfit(event: CreateKey) -> Refusal | None:
             f"a key may have 0 (no limit) to {RATE_MAX} calls and tokens a minute", code="invalid_rate"
         )
     return None
+
+
+def is_limited(event: CreateKey) -> bool:
+    """Whether a limit of its own can keep the new key from spending."""
+    return event.limit_uhs is not None or any(each.hard for each in event.limits)
+
+
+def given(event: CreateKey) -> tuple[KeyScope, ...]:
+    """The scopes that the new key keeps: those of a key whose limits reset don't follow from `limit_uhs`."""
+    if event.scopes or event.limit_uhs is not None or not is_limited(event):
+        return event.scopes
+    own = effective((), operator=event.operator, limited=True, ends=event.expires_at_us is not None)
+    return tuple(scope for scope in KeyScope if scope in own)
 
 
 def may_not_make(core: Core, event: CreateKey) -> Refusal | None:
@@ -144,7 +162,7 @@ def may_not_make(core: Core, event: CreateKey) -> Refusal | None:
 def is_of(core: Core, key: Key, account_id: AccountId) -> bool:
     """Whether the account is the key's, or another of its organisation's."""
     account = core.state.accounts.get(account_id)
-    return account is not None and (account.organisation or account_id) == _organisation_of(core, key)
+    return account is not None and (account.organisation or account_id) == organisation_of(core, key)
 
 
 def _of_others(core: Core, maker: Key, event: CreateKey) -> Refusal | None:
@@ -160,10 +178,10 @@ def _of_others(core: Core, maker: Key, event: CreateKey) -> Refusal | None:
 
 def _stronger(core: Core, maker: Key, event: CreateKey) -> Refusal | None:
     """What the new key could do that its maker can't; None if there is nothing."""
-    limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
+    limited, ends = is_limited(event), event.expires_at_us is not None
     wanted = effective(event.scopes, operator=False, limited=limited, ends=ends)
     if event.member:
-        organisation = core.state.organisations[_organisation_of(core, maker)]
+        organisation = core.state.organisations[organisation_of(core, maker)]
         wanted &= OF_MEMBERS[organisation.members[event.member].role]
     if more := wanted - scopes_of(core, maker):
         names = ", ".join(sorted(scope.value for scope in more))

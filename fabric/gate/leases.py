@@ -17,6 +17,7 @@ from fabric.gate import (
     grace,
     hazards,
     holds,
+    limits,
     mixture,
     notice,
     said,
@@ -100,7 +101,7 @@ def watch_runway(core: Core, record: LeaseRecord) -> None:
     holds.renew(core, job)
     if core.now_us >= holds.runs_low_us(core, job, record):
         at_limit = job.burned_uhs + job.held_uhs >= job.limit_uhs
-        stop(core, record, StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS)
+        stop(core, record, StopReason.LIMIT_REACHED if at_limit else limits.lacking(core, job))
 
 
 def stop(
@@ -268,6 +269,8 @@ def after_lease(core: Core, job: Job) -> None:
     core.touch(job)
     if job.state is JobState.PARKED:
         core.state.parked.setdefault(job.account_id, []).append(job.job_id)
+        if job.reason == StopReason.SPENDING_LIMIT:
+            backoff.wait_until(core, job, limits.opens_us(core, job, holds.wanted_uhs(core, job)))
     else:
         core.settle(job)
 
@@ -277,7 +280,7 @@ def _park_empty(core: Core, job: Job, *, expired: bool) -> None:
     at_limit = job.burned_uhs >= job.limit_uhs
     if at_limit:
         job.parked_limit_uhs = job.limit_uhs
-    lacking = StopReason.TOKENS_EXPIRED if expired else StopReason.OUT_OF_TOKENS
+    lacking = StopReason.TOKENS_EXPIRED if expired else limits.lacking(core, job)
     reason = StopReason.LIMIT_REACHED if at_limit else lacking
     job.waits_until_us = None
     core.move(job, Trigger.PARK, reason=reason.value)

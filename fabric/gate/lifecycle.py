@@ -75,6 +75,8 @@ class StopReason(StrEnum):
     OUT_OF_TOKENS = "out_of_tokens"
     TOKENS_EXPIRED = "tokens_expired"
     """What it held while it waited in the queue has expired, and nothing else covered it."""
+    SPENDING_LIMIT = "spending_limit"
+    """What a limit of its key or account leaves in this period is used up: it goes on in the next one."""
     CANCELLED = "cancelled"
     PAUSED = "paused"
     """Its owner paused it; nothing else does."""
@@ -101,6 +103,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.LIMIT_REACHED: Trigger.PARK,
     StopReason.OUT_OF_TOKENS: Trigger.PARK,
     StopReason.TOKENS_EXPIRED: Trigger.PARK,
+    StopReason.SPENDING_LIMIT: Trigger.PARK,
     StopReason.PAUSED: Trigger.PARK,
     StopReason.TIME_LIMIT: Trigger.PARK,
     StopReason.IDLE: Trigger.PARK,

@@ -3,10 +3,11 @@
 from typing import Final
 
 from fabric.charging.catalogue import Plan
-from fabric.gate import keys, lora, models, package_answers
+from fabric.gate import keys, limit_answers, limits, lora, models, package_answers
 from fabric.gate.core import Core
 from fabric.gate.key_scopes import KeyScope
-from fabric.gate.state import Model
+from fabric.gate.questions import LimitsOf
+from fabric.gate.state import Key, Model
 from fabric.gate.views import CallerView, Entitlement, ModelView
 from fabric.ledger.scopes import Service, Use
 from fabric.units import INT64_MAX, AccountId, KeyId
@@ -30,8 +31,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
     if key is None:
         return None
     account_id = key.account_id
-    plan, left_uhs = core.plan_of(account_id), keys.left_uhs(key)
-    most_uhs = INT64_MAX if left_uhs is None else left_uhs
+    plan, most_uhs = core.plan_of(account_id), _most_uhs(core, key, now_us)
     offered = [model for model in core.state.models.values() if models.visible_to(model, account_id)]
     return CallerView(
         key_id=key.key_id,
@@ -40,7 +40,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         operator=key.operator,
         revoked=bool(keys.dead(core, key)),
         expires_at_us=key.expires_at_us,
-        limited=left_uhs is not None,
+        limited=key.limit_uhs is not None or limits.narrows(core, key),
         may_call=KeyScope.MODELS in keys.scopes_of(core, key),
         role=keys.role_of(core, key).value,
         project=keys.project_of(key),
@@ -52,13 +52,18 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         name=key.name,
         limit_uhs=key.limit_uhs,
         spent_uhs=key.spent_uhs,
+        held_uhs=key.held_uhs,
+        limits=tuple(limit_answers.asked(core, LimitsOf(account_id=account_id, key_id=key_id), now_us)),
         requests_per_min=key.requests_per_min,
         tokens_per_min=key.tokens_per_min,
         free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us)),
         models=tuple(
             Entitlement(
                 model=model.spec.name,
-                free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us, use=use_of(home, model.spec.name))),
+                free_uhs=min(
+                    _most_uhs(core, key, now_us, model.spec.name),
+                    core.book.free(account_id, now_us=now_us, use=use_of(home, model.spec.name)),
+                ),
                 covered=home.spec.dedicated_to == account_id,
                 packaged=bool(
                     core.book.packages
@@ -70,6 +75,12 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         ),
         packages=package_answers.free_of(core, account_id, now_us) if core.book.packages else (),
     )
+
+
+def _most_uhs(core: Core, key: Key, now_us: int, *models: str) -> int:
+    """What the limits of the key and its account leave for calls of these models; none named = of any."""
+    found = limits.room(core, key.account_id, key.key_id, now_us=now_us, models=models)
+    return INT64_MAX if found is None else found.left_uhs
 
 
 def use_of(home: Model, name: str) -> Use:

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from fabric.gate.limit_views import LimitView
+
 
 class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     """Work that one wallet pays for."""
@@ -54,6 +56,8 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[str, ...] = ()
     """All that it may be used for."""
     held_uhs: int = 0
+    limits: tuple[LimitView, ...] = ()
+    """Those that reset."""
     role: str = ""
     """owner | billing | developer | read-only | admin | operator-billing | support | auditor | gateway | replica | agent"""
     project: str = ""

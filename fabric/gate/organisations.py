@@ -53,7 +53,7 @@ def give(core: Core, account_id: AccountId, organisation: AccountId) -> None:
 
 
 def create_project(core: Core, event: CreateProject) -> Outcome:
-    if refusal := _unknown(core, event.account_id) or _may_not(
+    if refusal := _unknown(core, event.account_id) or may_not(
         core, event.by_key, event.account_id, OF_MEMBERS[Role.OWNER]
     ):
         return refusal
@@ -80,7 +80,7 @@ def create_project(core: Core, event: CreateProject) -> Outcome:
 
 
 def close_project(core: Core, event: CloseProject) -> Outcome:
-    if refusal := _unknown(core, event.account_id) or _may_not(
+    if refusal := _unknown(core, event.account_id) or may_not(
         core, event.by_key, event.account_id, OF_MEMBERS[Role.OWNER]
     ):
         return refusal
@@ -95,7 +95,7 @@ def close_project(core: Core, event: CloseProject) -> Outcome:
 def add_member(core: Core, event: AddMember) -> Outcome:
     if refusal := _unknown(core, event.account_id) or _bad_role(event.role):
         return refusal
-    if refusal := _may_not(core, event.by_key, event.account_id, OF_MEMBERS[event.role]):
+    if refusal := may_not(core, event.by_key, event.account_id, OF_MEMBERS[event.role]):
         return refusal
     if refusal := bad_name("a member", event.member):
         return refusal
@@ -124,7 +124,7 @@ def set_role(core: Core, event: SetRole) -> Outcome:
     if isinstance(member, Refusal):
         return member
     needed = OF_MEMBERS[member.role] | OF_MEMBERS.get(event.role, frozenset())
-    if refusal := _bad_role(event.role) or _may_not(core, event.by_key, event.account_id, needed):
+    if refusal := _bad_role(event.role) or may_not(core, event.by_key, event.account_id, needed):
         return refusal
     if event.role is not Role.OWNER and (refusal := _last_owner(core, event.account_id, member)):
         return refusal
@@ -136,7 +136,7 @@ def remove_member(core: Core, event: RemoveMember) -> Outcome:
     member = _member(core, event.account_id, event.member)
     if isinstance(member, Refusal):
         return member
-    if refusal := _may_not(core, event.by_key, event.account_id, OF_MEMBERS[member.role]):
+    if refusal := may_not(core, event.by_key, event.account_id, OF_MEMBERS[member.role]):
         return refusal
     if refusal := _last_owner(core, event.account_id, member):
         return refusal
@@ -200,7 +200,7 @@ def _bad_role(role: Role) -> Refusal | None:
     return refusals.invalid(f"a member can't be {role.value}: choose of {known}", code="invalid_role")
 
 
-def _may_not(core: Core, by_key: KeyId | None, account_id: AccountId, needed: frozenset[KeyScope]) -> Refusal | None:
+def may_not(core: Core, by_key: KeyId | None, account_id: AccountId, needed: frozenset[KeyScope]) -> Refusal | None:
     """Why whoever asks can't do this: it must be good for making keys, have no limit, and be no weaker than what it gives."""
     if by_key is None:
         return None

@@ -13,8 +13,10 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import Configure, JobSpec
+from fabric.gate.limit_views import LimitView
 from fabric.gate.organisation_views import KeyView, OrganisationView
 from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
+from fabric.gate.periods import Zone
 from fabric.gate.views import (
     BalanceView,
     CallerView,
@@ -279,6 +281,18 @@ class SuspenseOf(Question, frozen=True, kw_only=True, tag="suspense"):
     settled: bool = False
 
 
+class LimitsOf(Question, frozen=True, kw_only=True, tag="limits"):
+    """→ list[LimitView]: limits that reset"""
+
+    account_id: AccountId
+    key_id: KeyId | None = None
+    """Only this key's and its account's; None = all of the account's."""
+
+
+class ZonesOf(Question, frozen=True, kw_only=True, tag="zones"):
+    """→ list[Zone]: the time zones that are known"""
+
+
 class NoticesOf(Question, frozen=True, kw_only=True, tag="notices"):
     """What an account is to hear of, oldest first; "" = what the operator is."""
 
@@ -313,6 +327,8 @@ AnyQuestion = (
     | PaymentsOf
     | SuspenseOf
     | NoticesOf
+    | LimitsOf
+    | ZonesOf
 )
 AnyAnswer = (
     JobView
@@ -341,6 +357,8 @@ AnyAnswer = (
     | list[PaymentView]
     | list[SuspenseView]
     | list[NoticeView]
+    | list[LimitView]
+    | list[Zone]
     | int
     | None
 )

@@ -20,8 +20,10 @@ from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.gate.limit_state import Limit
 from fabric.gate.organisation_state import Organisation
 from fabric.gate.payment_state import Till
+from fabric.gate.periods import Zone
 from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.stays import Stay
 from fabric.gate.timeline import Moment
@@ -131,7 +133,9 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     unstarted_since_us: int = 0
     """When the first of them was."""
     waits_until_us: int | None = None
-    """It is queued for devices only then, as its attempts came to nothing; None = it is, or isn't to go on."""
+    """It is queued for devices only then, as its attempts came to nothing; of a parked one: a limit that resets leaves it
+    tokens only then. None = it is, or isn't to go on.
+    """
     given_back_uhs: int = 0
     """What was refunded for them."""
     lost_step: int = 0
@@ -339,3 +343,7 @@ class GateState:
     """How often leases are taken away or lost, by pool and type."""
     holdings: dict[NodeId, Holdings] = field(default_factory=dict)
     """What nodes hold of datasets, as they said last."""
+    limits: dict[str, list[Limit]] = field(default_factory=dict)
+    """Those that reset, by whose they are (`limits.named`)."""
+    zones: dict[str, Zone] = field(default_factory=dict)
+    """What clocks show where limits are counted by them; UTC needs none."""

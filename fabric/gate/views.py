@@ -6,6 +6,7 @@ import msgspec
 
 from fabric.charging.rates import Rate
 from fabric.gate.instructions import Share
+from fabric.gate.limit_views import LimitView
 from fabric.gate.package_views import PackageRoom, PackageView
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
@@ -363,6 +364,9 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Entitlement, ...]
     packages: tuple[PackageRoom, ...] = ()
     """What the account has free of packages of LLM tokens."""
+    held_uhs: int = 0
+    limits: tuple[LimitView, ...] = ()
+    """Those that reset, of the key and of its account."""
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True):

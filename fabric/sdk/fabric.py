@@ -19,6 +19,7 @@ from fabric.sdk.feed import Feed
 from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
+from fabric.sdk.limits import LimitCalls
 from fabric.sdk.options import Limits, More, Resources, merged
 from fabric.sdk.organisation import Organisation
 from fabric.sdk.packing import Packed, pack_files, pack_program, script_command
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 Work = Callable[..., object] | str | os.PathLike[str] | Sequence[str]
 
 
-class Fabric:
+class Fabric(LimitCalls):
     """A connection: `quote`, `submit`, `lease`, `job`, `jobs`, `balance`. Threads may share it."""
 
     def __init__(self, client: Client) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import structlog
 from pydantic import SecretBytes
 
+from fabric.api.zones import newer
 from fabric.clock import SteadyClock
 from fabric.cluster.ray_cluster import RayCluster
 from fabric.config.cluster import ClusterConfig
@@ -273,6 +274,8 @@ class GateActor:
         self._to_publish = {job.job_id: None for job in jobs if not job.settled}
         if self._writer.core.state.tariffs is None:
             await self._report([self._first_prices])
+        if changed := newer(self._writer.core.state.zones.values()):
+            await self._report(changed)
         await self._cluster.start()
         outstanding = self._writer.core.outstanding()
         await self._reconcile()

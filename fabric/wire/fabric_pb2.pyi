@@ -1390,7 +1390,7 @@ class CallerOfRequest(_message.Message):
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class CallerOfReply(_message.Message):
-    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead", "packages")
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min", "held_uhs", "limits", "role", "project", "member", "dead", "packages")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -1409,6 +1409,8 @@ class CallerOfReply(_message.Message):
     SPENT_UHS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
@@ -1432,12 +1434,14 @@ class CallerOfReply(_message.Message):
     spent_uhs: int
     requests_per_min: int
     tokens_per_min: int
+    held_uhs: int
+    limits: _containers.RepeatedCompositeFieldContainer[Limit]
     role: str
     project: str
     member: str
     dead: str
     packages: _containers.RepeatedCompositeFieldContainer[PackageRoom]
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageRoom, _Mapping]]] = ...) -> None: ...
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., held_uhs: _Optional[int] = ..., limits: _Optional[_Iterable[_Union[Limit, _Mapping]]] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageRoom, _Mapping]]] = ...) -> None: ...
 
 class Entitlement(_message.Message):
     __slots__ = ("model", "free_uhs", "covered", "packaged")
@@ -1452,7 +1456,7 @@ class Entitlement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ..., packaged: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
-    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min", "project", "member")
+    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min", "project", "member", "limits")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1464,6 +1468,7 @@ class CreateKeyRequest(_message.Message):
     TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     secret_sha256: str
     name: str
@@ -1475,7 +1480,86 @@ class CreateKeyRequest(_message.Message):
     tokens_per_min: int
     project: str
     member: str
-    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., project: _Optional[str] = ..., member: _Optional[str] = ...) -> None: ...
+    limits: _containers.RepeatedCompositeFieldContainer[LimitTerms]
+    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., limits: _Optional[_Iterable[_Union[LimitTerms, _Mapping]]] = ...) -> None: ...
+
+class LimitTerms(_message.Message):
+    __slots__ = ("period", "unit", "amount", "warning", "zone", "starts_on")
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    STARTS_ON_FIELD_NUMBER: _ClassVar[int]
+    period: str
+    unit: str
+    amount: int
+    warning: bool
+    zone: str
+    starts_on: int
+    def __init__(self, period: _Optional[str] = ..., unit: _Optional[str] = ..., amount: _Optional[int] = ..., warning: _Optional[bool] = ..., zone: _Optional[str] = ..., starts_on: _Optional[int] = ...) -> None: ...
+
+class SetLimitRequest(_message.Message):
+    __slots__ = ("request_id", "key_id", "terms", "remove", "project", "member")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    key_id: str
+    terms: LimitTerms
+    remove: bool
+    project: str
+    member: str
+    def __init__(self, request_id: _Optional[str] = ..., key_id: _Optional[str] = ..., terms: _Optional[_Union[LimitTerms, _Mapping]] = ..., remove: _Optional[bool] = ..., project: _Optional[str] = ..., member: _Optional[str] = ...) -> None: ...
+
+class ListLimitsRequest(_message.Message):
+    __slots__ = ("key_id",)
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+
+class Limit(_message.Message):
+    __slots__ = ("whose", "name", "period", "unit", "amount", "hard", "zone", "starts_on", "by_operator", "used", "held", "left", "used_before", "from_us", "resets_at_us")
+    WHOSE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    HARD_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    STARTS_ON_FIELD_NUMBER: _ClassVar[int]
+    BY_OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    USED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    FROM_US_FIELD_NUMBER: _ClassVar[int]
+    RESETS_AT_US_FIELD_NUMBER: _ClassVar[int]
+    whose: str
+    name: str
+    period: str
+    unit: str
+    amount: int
+    hard: bool
+    zone: str
+    starts_on: int
+    by_operator: bool
+    used: int
+    held: int
+    left: int
+    used_before: int
+    from_us: int
+    resets_at_us: int
+    def __init__(self, whose: _Optional[str] = ..., name: _Optional[str] = ..., period: _Optional[str] = ..., unit: _Optional[str] = ..., amount: _Optional[int] = ..., hard: _Optional[bool] = ..., zone: _Optional[str] = ..., starts_on: _Optional[int] = ..., by_operator: _Optional[bool] = ..., used: _Optional[int] = ..., held: _Optional[int] = ..., left: _Optional[int] = ..., used_before: _Optional[int] = ..., from_us: _Optional[int] = ..., resets_at_us: _Optional[int] = ...) -> None: ...
+
+class ListLimitsReply(_message.Message):
+    __slots__ = ("limits",)
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    limits: _containers.RepeatedCompositeFieldContainer[Limit]
+    def __init__(self, limits: _Optional[_Iterable[_Union[Limit, _Mapping]]] = ...) -> None: ...
 
 class CreateKeyReply(_message.Message):
     __slots__ = ("key_id",)
@@ -1488,7 +1572,7 @@ class ListKeysRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead", "organisation", "wallets")
+    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs", "requests_per_min", "tokens_per_min", "role", "project", "member", "dead", "organisation", "wallets", "limits")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1507,6 +1591,7 @@ class Key(_message.Message):
     DEAD_FIELD_NUMBER: _ClassVar[int]
     ORGANISATION_FIELD_NUMBER: _ClassVar[int]
     WALLETS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     name: str
@@ -1525,7 +1610,8 @@ class Key(_message.Message):
     dead: str
     organisation: str
     wallets: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., organisation: _Optional[str] = ..., wallets: _Optional[_Iterable[str]] = ...) -> None: ...
+    limits: _containers.RepeatedCompositeFieldContainer[Limit]
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ..., role: _Optional[str] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., dead: _Optional[str] = ..., organisation: _Optional[str] = ..., wallets: _Optional[_Iterable[str]] = ..., limits: _Optional[_Iterable[_Union[Limit, _Mapping]]] = ...) -> None: ...
 
 class ListKeysReply(_message.Message):
     __slots__ = ("keys",)

@@ -19,7 +19,7 @@ import structlog
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
 from serving.acceptor import KEY_SHOWN
-from serving.gateway import bodies, bounds, encodings, fields, notices, roles
+from serving.gateway import accounts, bodies, bounds, encodings, fields, notices, roles
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
@@ -207,7 +207,7 @@ class Gateway:
             )
             await exchange.answer(200, [JSON], msgspec.json.encode(said))
             return None
-        own = self._key_rates.spend(caller.key)
+        own = [*self._key_rates.spend(caller.key), *accounts.limit_headers(caller.key)]
         if own:
             told = {name for name, _ in own}
             exchange.answer_headers = [*(each for each in exchange.answer_headers if each[0] not in told), *own]

@@ -12,7 +12,7 @@ _HEADERS_MAX: Final = 1_024
 _NAMES: Final = re.compile(rb"[A-Za-z0-9, _-]*")
 _EXPOSED: Final = (
     b"x-request-id, x-client-request-id, x-fabric-call, x-fabric-charged-uhs, x-fabric-charged-ct, x-fabric-free-uhs,"
-    b" x-fabric-replayed, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    b" x-fabric-replayed, x-fabric-limit, x-fabric-limit-remaining, x-fabric-limit-reset, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, x-should-retry, retry-after"
 )
 

@@ -25,6 +25,21 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
     """Whether something is free of a package of LLM tokens that is good for it."""
 
 
+class LimitFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit that resets, of the key or of its account. Amounts in its unit: µHs, 10⁻⁶ CNY, LLM tokens."""
+
+    whose: str
+    period: str
+    unit: str
+    amount: int
+    hard: bool = True
+    zone: str = "UTC"
+    used: int = 0
+    held: int = 0
+    left: int = 0
+    resets_at_us: int | None = None
+
+
 class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A key as the gate knows it. The secret is known only as its hash."""
 
@@ -59,6 +74,9 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_min: int = 0
     price_microcny_per_ct: int = 0
     """Of a compute token, on the account's plan; 0 = not known."""
+    held_uhs: int = 0
+    limits: tuple[LimitFacts, ...] = ()
+    """Those that reset."""
     models: dict[str, Entitlement] = {}
     """Every model that the account may ask for, by name."""
     packages: dict[str, int] = {}

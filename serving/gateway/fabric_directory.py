@@ -12,7 +12,16 @@ from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.structs import struct_of
 from serving.fabric_client import FabricClient
-from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, QueueLength, Replica, ReplicaState
+from serving.gateway.directory import (
+    Board,
+    Entitlement,
+    KeyFacts,
+    LimitFacts,
+    ModelFacts,
+    QueueLength,
+    Replica,
+    ReplicaState,
+)
 from serving.gateway.server import is_loopback
 
 MODELS_S: Final = 2.0
@@ -63,6 +72,8 @@ class FabricDirectory:
             requests_per_min=found.requests_per_min,
             tokens_per_min=found.tokens_per_min,
             price_microcny_per_ct=found.price_microcny_per_ct,
+            held_uhs=found.held_uhs,
+            limits=tuple(struct_of(limit, LimitFacts) for limit in found.limits),
             models={
                 each.model: Entitlement(
                     model=each.model, free_uhs=each.free_uhs, covered=each.covered, packaged=each.packaged

@@ -28,7 +28,8 @@ _FAILURES_MAX: Final = 20
 """A message that the ledger fails over so often in a row is taken apart, like one that it refuses."""
 _COMPLAIN_US: Final = 60_000_000
 KEY_LIMIT: Final = "key_limit_reached"
-"""The ledger's word for it, and the client's."""
+RESETTING_LIMIT: Final = "spending_limit_reached"
+"""The ledger's words for it, and the client's."""
 PATIENCE_S: Final = 5.0
 """How long calls wait for a ledger that can't be reached, from when that began: later ones are told at once."""
 _LOOK_S: Final = 0.5
@@ -353,6 +354,8 @@ def _name(ask: Ask) -> tuple[str, int]:
 def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) -> InsufficientTokens:
     """What the client is told before anything was produced: number, limit, remedy."""
     needs, free, within_key = short.need_uhs + short.free_uhs, short.free_uhs, short.within_key
+    if said is not None and said.code == RESETTING_LIMIT:
+        return InsufficientTokens(said.message, code=said.code, **said.facts)
     if said is not None:
         within_key = said.code == KEY_LIMIT
         told = said.facts.get("left_uhs" if within_key else "free_uhs")

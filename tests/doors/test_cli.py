@@ -248,6 +248,8 @@ ENDINGS = [
     (("ops", "nodes"), 3, "operator_only"),
     (("audit", "verify", "/nowhere"), 2, "no_export"),
     (("keys", "create", "--days", "-1"), 2, "invalid_duration"),
+    (("keys", "create", "--per", "day"), 2, "invalid_limit"),
+    (("keys", "limit", "--amount", "5", "--remove"), 2, "invalid_limit"),
 ]
 
 

@@ -139,3 +139,15 @@ def test_prices_are_checked_line_by_line_and_a_wrong_weight_ends_with_2(house, o
     assert "correct A100" in wrong.stderr
     in_force = json.loads(operator("ops", "prices", "check", "--json").output)
     assert {each["holds"] for each in in_force} == {None}, "those of the test name no basis"
+
+
+def test_a_limit_that_resets_is_set_listed_and_taken_away(run):
+    made = json.loads(run("keys", "create", "--limit", 5, "--per", "day", "--json").output)
+    run("keys", "limit", made["key_id"], "--amount", 100, "--per", "month", "--unit", "llm", "--zone", "Asia/Shanghai")
+    run("keys", "limit", "--amount", "9.90", "--unit", "cny", "--warn")
+    listed = json.loads(run("keys", "limits", "--json").output)
+    assert [(each["whose"], each["period"], each["unit"]) for each in listed] == [
+        ("account", "month", "cny"), ("key", "day", "ct"), ("key", "month", "llm"),
+    ]  # fmt: skip
+    run("keys", "limit", made["key_id"], "--per", "day", "--remove")
+    assert "Asia/Shanghai" in run("keys", "limits", made["key_id"]).output

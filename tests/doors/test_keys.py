@@ -5,7 +5,15 @@ import pytest
 from fabric.api.keys import REMEMBER_S, KeyRing
 from fabric.api.limits import RateLimit
 from fabric.clock import VirtualClock
-from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, PermissionDenied, RateLimited, Unauthenticated
+from fabric.errors import (
+    FabricError,
+    InsufficientTokens,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    Unauthenticated,
+)
 from fabric.gate.account_events import RevokeKey
 from fabric.gate.organisation_views import KeyView
 from fabric.units import UHS_PER_CT
@@ -55,6 +63,54 @@ def test_a_keys_own_limit_holds_whatever_the_account_has(house):
     with pytest.raises(InsufficientTokens) as refusal:
         house.fabric(key).submit(lambda: None, tokens=2)
     assert refusal.value.code == "key_limit_reached"
+
+
+def test_a_limit_that_resets_is_set_seen_reached_and_taken_away(house):
+    fabric = house.fabric()
+    made = create(house.client(), limits=[pb.LimitTerms(period="day", amount=UHS_PER_CT, zone="Asia/Shanghai")])
+    key_id = parse_key(made).key_id
+    fabric.set_limit(7, per="month", key_id=key_id, starts_on=31)
+    fabric.set_limit("0.5", per="week", unit="cny", warning=True)
+    mine = house.fabric(made)
+    assert [(each.whose, each.period, each.unit, each.hard) for each in mine.limits()] == [
+        ("account", "week", "cny", False), ("key", "day", "ct", True), ("key", "month", "ct", True),
+    ]  # fmt: skip
+    with pytest.raises(InsufficientTokens) as refusal:
+        mine.submit(lambda: None, tokens=2)
+    assert refusal.value.code == "spending_limit_reached"
+    assert refusal.value.facts["resets_at_us"] == mine.limits()[1].resets_at_us
+    assert "Asia/Shanghai" in refusal.value.message
+    with pytest.raises(PermissionDenied):
+        mine.set_limit(9, per="day", key_id=key_id)
+    with pytest.raises(PermissionDenied):
+        mine.limits("k-acme")
+    assert (
+        house.client(house.key("globex", "r")).call(pb.ListLimitsRequest(key_id=key_id), pb.ListLimitsReply).limits
+        == []
+    )
+    fabric.remove_limit(per="day", key_id=key_id)
+    with pytest.raises(NotFound):
+        fabric.remove_limit(per="day", key_id=key_id)
+    mine.submit(lambda: None, tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"per": "fortnight"}, "invalid_limit"),
+        ({"per": "day", "zone": "Mars/Olympus"}, "unknown_zone"),
+        ({"per": "day", "zone": "../../etc/passwd"}, "unknown_zone"),
+        ({"per": "day", "starts_on": 2}, "invalid_start"),
+        ({"per": "day", "unit": "llm", "amount": "1.5"}, "invalid_amount"),
+        ({"per": "day", "key_id": "k-nowhere"}, "not_found"),
+        ({"per": "day", "member": "nobody"}, "not_found"),
+        ({"per": "day", "member": "mo", "project": "dev"}, "invalid_limit"),
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_refused(house, said, code):
+    with pytest.raises(FabricError) as refusal:
+        house.fabric().set_limit(said.pop("amount", 5), **said)
+    assert refusal.value.code == code
 
 
 def test_a_key_with_a_limit_cannot_make_one_without(house):

@@ -103,6 +103,8 @@ EVERY_REQUEST = [
     pb.CreateKeyRequest(request_id="r", secret_sha256="0" * 64),
     pb.ListKeysRequest(),
     pb.RevokeKeyRequest(request_id="r", key_id="KEY"),
+    pb.SetLimitRequest(request_id="r", key_id="KEY", terms=pb.LimitTerms(period="day", amount=1, warning=True)),
+    pb.ListLimitsRequest(),
     pb.GetOrganisationRequest(),
     pb.CreateProjectRequest(request_id="r", project="dev", wallet="acme"),
     pb.CloseProjectRequest(request_id="r", project="dev"),

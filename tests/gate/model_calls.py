@@ -30,6 +30,7 @@ from fabric.gate.serving_events import (
 from fabric.ledger import Service, Use
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
 from tests.gate.driver import accounts, picks
+from tests.gate.model_limits import LimitRules
 from tests.gate.model_money import Expected
 from tests.gate.world import S
 
@@ -70,7 +71,7 @@ WORDS = st.fixed_dictionaries(
 )
 
 
-class CallRules(Expected):
+class CallRules(LimitRules, Expected):
     """Models offered at changing prices; slices with and without keys; calls reported once, twice, late and elsewhere."""
 
     def __init__(self):
@@ -136,14 +137,16 @@ class CallRules(Expected):
             minimum_uhs=minimum,
             key_id=key,
         )
-        left = self.left_of(key)
+        left = self.left_of(key, account)
         outcome = self.ask(event)
         if key and self.state.keys[key].revoked:
             assert outcome.code == "key_revoked"
             return
         within, least = min(amount, left), amount if minimum is None else min(minimum, amount)
         if within < least:
-            assert (outcome.code, outcome.facts["left_uhs"]) == ("key_limit_reached", left)
+            own = self.left_of(key) == left
+            assert outcome.code == ("key_limit_reached" if own else "spending_limit_reached")
+            assert outcome.facts["left_uhs"] == left
             return
         granted = min(within, self.money.free(account, USE, self.latest)) if hold_id not in self.money.holds else None
         if granted is None:  # the auditor has applied it
@@ -176,7 +179,7 @@ class CallRules(Expected):
         common = {"hold_id": hold_id, "account_id": account, "seq": hold.seq + step, "calls": calls}
         bills = self.bills(account, calls)
         used, held = sum(bills.values()), hold.held
-        trial, left, lost = copy.deepcopy(self.money), self.left_of(key), self.money.lost[account]
+        trial, left, lost = copy.deepcopy(self.money), self.left_of(key, account), self.money.lost[account]
         if end:
             expected, event = self.expect_end(trial, hold_id, used), SettleHold(**common)
         else:
@@ -308,7 +311,14 @@ class CallRules(Expected):
             self.open.pop((account, call_id), None)
             self.billed[hold_id] += charge
 
-    def left_of(self, key):
+    def exceeds(self, whose):
+        kind, _, name = whose.partition("/")
+        return name in self.overspent if kind == "key" else bool(self.overspent)
+
+    def left_of(self, key, account=None):
+        """By the key's own limit for life; of an account: by those that reset, too."""
+        if account is not None:
+            return min(self.left_of(key), self.left_by_limits(account, key))
         limit = self.state.keys[key].limit_uhs if key else None
         if limit is None:
             return 10**30

@@ -96,6 +96,8 @@ class JobRules(Driver):
             assert limit == 0
         elif outcome.code in {"key_limit_reached", "key_revoked", "not_found"}:
             assert key is not None
+        elif outcome.code == "spending_limit_reached":
+            assert self.left_by_limits(account, key) < self.first_hold(account, wanted)
         elif outcome.code == "plan_is_preemptible":
             plan = self.catalogue.plan(self.state.accounts[account].plan)
             assert not more["preemptible"]
@@ -135,7 +137,8 @@ class JobRules(Driver):
         elif ended:
             assert outcome.code == "job_ended"
         elif isinstance(outcome, Refusal):
-            assert outcome.code in {"insufficient_tokens", "limit_reached", "key_limit_reached", "job_ended"}
+            codes = {"insufficient_tokens", "limit_reached", "key_limit_reached", "spending_limit_reached", "job_ended"}
+            assert outcome.code in codes
 
 
 class ClusterRules(Driver):

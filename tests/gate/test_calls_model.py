@@ -87,7 +87,7 @@ class CallMachine(CallRules):
     def a_gateway_is_told_what_a_slice_could_get(self):
         for key_id in self.keys[:3]:
             view = self.gate.ask(CallerOf(key_id=key_id), self.latest)
-            free = min(self.left_of(key_id), self.money.free(view.account_id, USE, self.latest))
+            free = min(self.left_of(key_id, view.account_id), self.money.free(view.account_id, USE, self.latest))
             offered = list(self.gate.ask(ModelsOf(account_id=view.account_id), self.latest))
             assert [(each.model, each.free_uhs) for each in view.models] == [(MODEL, free)] * len(offered)
 

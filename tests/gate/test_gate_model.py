@@ -30,6 +30,7 @@ from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
+from tests.gate.model_limits import LimitRules
 from tests.gate.model_money import HoldRules, MoneyRules
 from tests.gate.model_organisations import OrganisationRules
 from tests.gate.model_payments import PaymentRules
@@ -37,8 +38,10 @@ from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
-class GateMachine(MoneyRules, PaymentRules, OrganisationRules, HoldRules, JobRules, ClusterRules):
+class GateMachine(MoneyRules, LimitRules, PaymentRules, OrganisationRules, HoldRules, JobRules, ClusterRules):
     """What may happen, and what the answer must be."""
+
+    hard_on_accounts = False
 
     @initialize(seconds=st.sampled_from([0, 20 * 86_400]), credit=st.sampled_from([None, 0, 500 * S]))
     def open_for_business(self, seconds, credit):
@@ -98,6 +101,11 @@ class GateMachine(MoneyRules, PaymentRules, OrganisationRules, HoldRules, JobRul
         self.twin = Gate.restore(snapshot)
         assert self.twin.snapshot() == snapshot
         self.twin.check()
+
+    def check_used(self, view, bound, account, key):
+        """Of jobs the windows are the meters': by them alone, all that was spent since it was set is counted, at most."""
+        if key is not None:
+            assert 0 <= view.used <= self.state.keys[key].spent_uhs + bound.used
 
     # -- what is always so -------------------------------------------------------------------------------------------------
 

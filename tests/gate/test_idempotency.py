@@ -169,6 +169,7 @@ DIGESTS = {
     "scale_model": "6b15cba6e979d947",
     "set_auto_top_up": "df98528d913ee465",
     "set_cohort": "592bd73708b0802e",
+    "set_limit": "f25583d6a127547d",
     "set_quota": "770f8d6d5879661b",
     "set_role": "f3a2089e9b90d767",
     "set_share": "8d58b759c286174f",

@@ -42,6 +42,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Refusal, RemoveLease, StartLease, StopLease
+from fabric.gate.limit_events import LearnZone, LimitTerms, SetLimit, Whose
 from fabric.gate.payment_events import (
     AskPayment,
     PaymentStarted,
@@ -53,6 +54,7 @@ from fabric.gate.payment_events import (
     SetAutoTopUp,
     SettleSuspense,
 )
+from fabric.gate.periods import Period, Zone
 from fabric.gate.serving_events import (
     Authorize,
     CallUsed,
@@ -173,6 +175,13 @@ def open_for_business(told: Telling) -> None:
         Subscribe(subscription="weekly", **dan),
         Unsubscribe(subscription="weekly", **dan),
         CreateKey(key_id="k-dan", secret_sha256="0" * 64, name="laptop", limit_uhs=4_000 * S, **dan),
+        LearnZone(zone=Zone(name="Asia/Shanghai", offsets_s=(28_800,))),
+        SetLimit(
+            whose=Whose.KEY,
+            name="k-dan",
+            terms=LimitTerms(period=Period.MONTH, amount=3_000 * S, zone="Asia/Shanghai", starts_on=31),
+            **dan,
+        ),
         NodeUp(node_id="x1", accelerator="H100", devices=4, pool=Pool.SPOT),
         NodeUp(node_id="x2", accelerator="A100", devices=8, pool=Pool.RESERVED, notice_us=30 * S),
         NodeHolds(node_id="x1", holdings=Holdings(bytes_by_prefix={"corpus": 10**9}, rate_bytes_per_s=10**8)),

@@ -219,7 +219,7 @@ class _Answer:
         if not (self._ticket.cut and self._ticket.strict and b"data: [DONE]" in body):
             return message
         error = InsufficientTokens(
-            "this key's limit leaves no more compute tokens: use one with a higher limit to go on"
+            "a limit of this key leaves no more compute tokens: use one with a higher limit to go on, or wait until it resets"
             if self._ticket.within_key
             else "the account has no more compute tokens: top up to go on"
         )

@@ -28,7 +28,7 @@ from serving.calls import Ended
 from serving.engines.parts.admission import engine_ended
 from serving.engines.parts.outputs import Produced, cut, merged, nothing, why_ended
 from serving.grammars import Grammars
-from serving.metering.meter import KEY_LIMIT, Meter
+from serving.metering.meter import KEY_LIMIT, RESETTING_LIMIT, Meter
 from serving.metering.metrics import Seen
 from serving.metering.payer import TICKET, SignedPayer
 
@@ -147,7 +147,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             if not ticket.admitted:
                 raise NotAdmitted(error.message) from None
             ticket.cut = True  # one prompt of several: those before it have their answers
-            ticket.within_key = error.code == KEY_LIMIT
+            ticket.within_key = error.code in (KEY_LIMIT, RESETTING_LIMIT)
             yield nothing(request_id, prompt, choices)
             return
         params.output_kind = RequestOutputKind.DELTA

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.gateway import generations
+from serving.gateway.directory import LimitFacts
 from serving.gateway.generations import Generation, Generations
 from tests.serving.gateway.house import CHAT, STREAM, house_of
 
@@ -31,6 +32,26 @@ async def test_an_account_is_told_what_it_can_spend_and_a_key_what_it_may(house)
     data = said["data"]
     assert (data["label"], data["limit"], data["limit_remaining"], data["usage"]) == ("ci", 2, 1.5, 0.5)
     assert data["rate_limit"] == {"requests": 60, "tokens": None, "interval": "1m"}
+
+
+async def test_a_key_is_told_of_its_limits_and_each_answer_of_the_nearest(house):
+    ends = 1_800_000_000_000_000
+    month = LimitFacts(whose="account", period="month", unit="cny", amount=10_000_000, used=1_000_000, left=9_000_000)
+    day = LimitFacts(
+        whose="key", period="day", unit="ct", amount=4 * CT, used=CT, held=CT, left=2 * CT, resets_at_us=ends
+    )
+    key = house.directory.add_key("k3", "ann", limited=True, limit_uhs=9 * CT, limits=(month, day))
+    _, said = await told(house, "/v1/key", key=key)
+    data = said["data"]
+    assert (data["limit"], data["limit_reset"]) == (4, "daily")
+    assert [(each["of"], each["unit"], each["remaining"]) for each in said["fabric"]["limits"]] == [
+        ("account", "cny", 9), ("key", "ct", 2),
+    ]  # fmt: skip
+    assert said["fabric"]["limits"][1]["resets_at"] == "2027-01-15T08:00:00+00:00"
+    async with house.post(key=key) as answer:
+        assert answer.headers["x-fabric-limit"] == "4 CT per day"
+        assert answer.headers["x-fabric-limit-remaining"] == "2"
+        assert answer.headers["x-fabric-limit-reset"] == "2027-01-15T08:00:00+00:00"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
