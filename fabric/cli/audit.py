@@ -1,6 +1,7 @@
 """Commands for whoever doubts a bill. `verify` works offline and trusts nothing of the fabric's."""
 
 import base64
+import hashlib
 import json
 import shutil
 import sys
@@ -103,9 +104,12 @@ def verify(
 
     For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)" --witnessed october.checkpoint
     """
-    from fabric.audit.verify import verify_export  # noqa: PLC0415  # it needs cryptography, which a client alone has not
+    from fabric.audit.verify import Lines, verify_export  # noqa: PLC0415  # it needs cryptography, which a client alone has not
 
-    report = verify_export(_read(file).split("\n"), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+    try:
+        report = verify_export(Lines(file), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
     _tell(report, file, as_json=as_json)
 
 
@@ -130,14 +134,18 @@ def verify_receipt(
 
 
 @app.command()
-def verifier() -> None:
+def verifier(*, as_json: AsJson = False) -> None:
     """Write the verifier as one file, which runs without the product: the standard library and `cryptography` are enough.
 
     For example: fabric audit verifier > verify.py && python verify.py november.jsonl --key "$(cat operators-key.txt)"
     """
     from fabric.audit.one_file import one_file  # noqa: PLC0415
 
-    sys.stdout.write(one_file())
+    source = one_file()
+    if as_json:
+        print_json({"source": source, "sha256": hashlib.sha256(source.encode()).hexdigest()})
+    else:
+        sys.stdout.write(source)
 
 
 def _tell(report: Any, file: Path, *, as_json: bool) -> None:
@@ -159,8 +167,12 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error  # without the file's name once more
-        raise InvalidRequest(f"can't read {file}: {why}", code="no_export") from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError | UnicodeDecodeError) -> InvalidRequest:
+    why = getattr(error, "strerror", None) or error  # without the file's name once more
+    return InvalidRequest(f"can't read {file}: {why}", code="no_export")
 
 
 def _size_of(file: Path) -> int:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fabric.audit.one_file import PACKAGE, one_file
+from fabric.audit.verify import Lines, verify_export
 from fabric.cli.app import app
 
 
@@ -82,6 +83,34 @@ def test_what_one_file_can_not_say_is_refused_when_it_is_made(tmp_path, second, 
     (tmp_path / "b.py").write_text(second)
     with pytest.raises(ValueError, match=why):
         one_file(tmp_path)
+
+
+async def test_an_export_is_read_line_by_line_and_not_kept(log, tmp_path):
+    """Each reading holds one line at a time: whoever made it a list would keep all of a file larger than the memory."""
+    lines, alive, most = await log.export(), 0, 0
+
+    class Line(str):
+        __slots__ = ("counted",)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    class Counted:
+        def __iter__(self):
+            nonlocal alive, most
+            for line in lines:
+                alive += 1
+                most = max(most, alive)
+                yield Line(line)
+
+    assert verify_export(Counted(), trusted_key=log.auditor.verifier_key).ok
+    assert len(lines) > 20 > most
+    (tmp_path / "bill.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert verify_export(Lines(tmp_path / "bill.jsonl"), trusted_key=log.auditor.verifier_key).ok
+    assert verify_export(iter(lines), trusted_key=log.auditor.verifier_key).ok, "and what can be read only once is"
+    (tmp_path / "bill.jsonl").write_bytes(b"\xff\xfe")
+    assert verify_export(Lines(tmp_path / "bill.jsonl")).code == "no_export"
 
 
 def test_the_command_writes_it():

@@ -312,9 +312,9 @@ def test_an_export_goes_to_a_file_or_to_standard_output(run, job, tmp_path):
     [
         ("", "no_export", "it is empty: give a file that `fabric audit export FILE` has written"),
         ("a,b\n", "no_export", ", line 1: this is no JSON"),
-        ('{"format": "token-fabric-audit", "version": 1, "origin": "o", "account": "a", "key": "k"}\n{"seq', "export_cut_short",
+        ('{"format": "token-fabric-audit", "version": 2, "origin": "o", "account": "a", "key": "k"}\n{"seq', "export_cut_short",
          "export.jsonl, line 2: the export is cut short within its last line: export it again with"),
-        ('{"format": "token-fabric-audit", "version": 1, "origin": "o", "account": "a", "key": "k"}\n{}\n', "another_key",
+        ('{"format": "token-fabric-audit", "version": 2, "origin": "o", "account": "a", "key": "k"}\n{}\n', "another_key",
          "not the trusted one: check --key"),
     ],
 )  # fmt: skip

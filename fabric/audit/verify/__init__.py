@@ -16,10 +16,11 @@ Where to read: `exports` (an export's lines) and `receipts` hold `notes` (signat
 other; `books` adds up what the entries say, `lots`, `calls` and `leases` reckon it again.
 """
 
+from .check import Lines
 from .command import main
 from .exports import verify_export
 from .notes import size_of
 from .receipts import verify_receipts
 from .report import Report, Wrong
 
-__all__ = ["Report", "Wrong", "main", "size_of", "verify_export", "verify_receipts"]
+__all__ = ["Lines", "Report", "Wrong", "main", "size_of", "verify_export", "verify_receipts"]

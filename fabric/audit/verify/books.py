@@ -10,7 +10,7 @@ from .kinds import BY, KINDS, PLACES
 from .leases import Leases
 from .lots import DAY_US, Lots
 from .numbers import Numbers
-from .report import require
+from .report import Wrong, require
 from .sales import Sales
 from .strict_json import loads
 
@@ -98,7 +98,8 @@ class Books:
             sums[asset] += amount
             self.balances[account, asset] += amount
             held += amount if account.startswith("cust/") and account.endswith("/held") else 0
-        require(not any(sums.values()), f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
+        if any(sums.values()):
+            raise Wrong(f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
         over = ref in self.ended or transfer["ref"] in self.over
         require(not held or not over, f"transfer {number} moves hold {ref}, which had ended")
         self.opened |= {ref, transfer["ref"]} if kind == "hold" else set()
@@ -127,5 +128,6 @@ class Books:
         for account, asset, _ in transfer["postings"]:
             guarded = account.startswith("cust/" if whole else f"cust/{self.account}/")
             guarded &= account.endswith(("/available", "/held"))
-            require(not guarded or self.balances[account, asset] >= 0, f"{transfer} takes {account} below zero")
+            if guarded and self.balances[account, asset] < 0:
+                raise Wrong(f"transfer {transfer['transfer_id']}, {transfer}, takes {account} below zero")
         require(self.held[ref] >= 0, f"transfer {transfer['transfer_id']} takes hold {ref} below zero")

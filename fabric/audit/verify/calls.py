@@ -6,7 +6,7 @@ from typing import Any
 
 from .assets import CT, asset_of, paid_by_packages
 from .rates import Rates
-from .report import require
+from .report import Wrong, require
 
 _MTOK = 1_000_000
 _TOLD = ("model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered")
@@ -72,7 +72,8 @@ class Calls:
             asset = asset_of(transfer) if transfer["kind"] == "capture" else CT
             for lot, amount in transfer["lots"] if asset != CT else ():
                 taken[asset, lot] += amount
-        require(named == taken, f"entry {seq} takes {dict(taken)} of packages, and its records say {dict(named)}")
+        if named != taken:
+            raise Wrong(f"entry {seq} takes {dict(taken)} of packages, and its records say {dict(named)}")
 
     def _check(self, seq: int, call: dict[str, Any]) -> None:
         name, numbers = call["cdr_id"], call["rate_uhs_per_mtok"]

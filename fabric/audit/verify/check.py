@@ -1,5 +1,8 @@
 """What every check of a file does: whose key it trusts, and what it reports."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 from .notes import opened
 from .report import Report, Wrong, require
 
@@ -12,7 +15,7 @@ class Check:
         self.witnessed = witnessed.rstrip("\n") + "\n" if witnessed else None
         report.trusted = bool(trusted_key)
 
-    def run(self, lines: list[str]) -> None:
+    def run(self, lines: Iterable[str]) -> None:
         raise NotImplementedError
 
     def _trust(self, key: str) -> None:
@@ -25,7 +28,7 @@ class Check:
         return opened(note, key=self.report.key, origin=self.report.origin)
 
 
-def reported(check: Check, lines: list[str]) -> Report:
+def reported(check: Check, lines: Iterable[str]) -> Report:
     """What the check finds, and never an exception: whatever stands in the file."""
     report = check.report
     try:
@@ -35,3 +38,17 @@ def reported(check: Check, lines: list[str]) -> Report:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         report.problem, report.code = f"the export is malformed: {type(error).__name__}: {error}", "not_verified"
     return report
+
+
+class Lines:
+    """A file's lines, read anew each time: a file may be larger than the memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __iter__(self) -> Iterator[str]:
+        with self.file.open(encoding="utf-8", newline="\n") as opened_file:
+            try:
+                yield from opened_file
+            except UnicodeDecodeError as error:
+                raise Wrong(f"it is no text: {error.reason}", "no_export") from None

@@ -4,11 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from .check import Lines
 from .exports import verify_export
 from .receipts import verify_receipts
-from .report import Report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--witnessed", type=Path, help="a file with an older checkpoint of the same log")
     given = parser.parse_args(argv)
     try:
-        text = given.export.read_bytes().decode().removesuffix("\n")
         witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
+        if given.receipts:
+            text = given.export.read_bytes().decode().removesuffix("\n")
+            report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed)
+        else:
+            report = verify_export(Lines(given.export), trusted_key=given.key, witnessed=witnessed)
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    told: Any = (verify_receipts, text) if given.receipts else (verify_export, text.split("\n"))
-    report: Report = told[0](told[1], trusted_key=given.key, witnessed=witnessed)
     print(report)  # noqa: T201
     return 1 if not report.ok else 0 if report.trusted else 3

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from .books import Books
@@ -16,26 +17,27 @@ _SEAL = "token-fabric-audit-export"
 
 
 def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
-    """Check an export line by line.
+    """Check an export line by line, twice: first its seal, then what it says. No more of it is kept than the books need.
 
     Args:
-        lines: the file's lines, with or without their newlines.
+        lines: the file's lines, with or without their newlines. What can be read only once (an iterator) is kept whole.
         trusted_key: the operator's verifier key, `<name>+<key id>+<base64>`. None = the one in the export.
         witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
     """
-    return reported(ExportCheck(Report(), trusted_key, witnessed), [line.removesuffix("\n") for line in lines])
+    again = list(lines) if iter(lines) is lines else lines
+    return reported(ExportCheck(Report(), trusted_key, witnessed), again)
 
 
 class ExportCheck(Check):
     """A header, the entries in order, and the checkpoint that seals them."""
 
-    def run(self, lines: list[str]) -> None:
+    def run(self, lines: Iterable[str]) -> None:
         report = self.report
-        parsed = self._parse(lines)
-        header = parsed[0]
+        count, first, before_last, last_line, digest = _ends(lines)
+        require(count > 1 or first, "it is empty", "no_export")
+        header, last = self._first(first), self._last(lines, count, last_line)
         ours = isinstance(header, dict) and header.get("format") == "token-fabric-audit"
         require(ours and header["version"] == 2, "it does not begin as an audit export of version 2 does", "no_export")  # noqa: PLR2004
-        body, last = parsed[1:-1], parsed[-1]
         report.origin, report.account = header["origin"], header["account"]
         require(f"{report.origin}{report.account}".isprintable(), "its names have control characters")
         self._trust(header["key"])
@@ -43,39 +45,50 @@ class ExportCheck(Check):
         require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")
         report.size, root = self._open(last["checkpoint"])
         report.root = root.hex()
-        digest = hashlib.sha256("".join(f"{line}\n" for line in lines[:-1]).encode()).hexdigest()
         whose = "everybody" if report.account is None else f"account {report.account}"
         seal = "\n".join((_SEAL, whose, digest, *last["checkpoint"].split("\n")[:3]))
-        unchanged = signed(last["seal"], key=report.key, what="seal") == seal
-        require(unchanged, "the export was changed after it was signed")
+        if signed(last["seal"], key=report.key, what="seal") != seal:
+            self._all_json(lines, count)
+            raise Wrong("the export was changed after it was signed")
         old_size, old_root = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
         require(old_size <= report.size, f"the log was cut: {old_size} entries were witnessed, {report.size} are left")
-        since = body.pop() if body and "consistent_since" in body[-1] else None
+        since = loads(before_last) if before_last.startswith('{"consistent_since":') else None
+        body = (loads(line) for line in islice(map(_bare, lines), 1, count - 1 - bool(since)))
         if report.account is None:
             self._full(body, root, (old_size, old_root))
         else:
             self._account(body, root, (old_size, old_root), since)
 
-    def _parse(self, lines: list[str]) -> list[Any]:
-        require(any(lines), "it is empty", "no_export")
-        parsed = []
-        for self.report.line, line in enumerate(lines, 1):
+    def _first(self, first: str) -> Any:
+        try:
+            return loads(first)
+        except (ValueError, RecursionError):
+            self.report.line = 1
+            raise Wrong("this is no JSON, and no audit export", "no_export") from None
+
+    def _last(self, lines: Iterable[str], count: int, line: str) -> Any:
+        try:
+            return loads(line)
+        except (ValueError, RecursionError):
+            self._all_json(lines, count)
+            self.report.line = count
+            raise Wrong("the export is cut short within its last line", "export_cut_short") from None
+
+    def _all_json(self, lines: Iterable[str], count: int) -> None:
+        """Name the line of what was changed so that it can't be read, if any."""
+        for self.report.line, line in enumerate(islice(map(_bare, lines), count - 1), 1):
             try:
-                parsed.append(loads(line))
+                loads(line)
             except (ValueError, RecursionError):
-                if self.report.line == 1:
-                    raise Wrong("this is no JSON, and no audit export", "no_export") from None
-                if self.report.line == len(lines):
-                    raise Wrong("the export is cut short within its last line", "export_cut_short") from None
                 raise Wrong("this line is no JSON") from None
         self.report.line = 0
-        return parsed
 
-    def _full(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes]) -> None:
+    def _full(self, body: Iterable[dict[str, Any]], root: bytes, old: tuple[int, bytes]) -> None:
         """Every leaf is here: make the root from them, and audit what they say."""
         report, books, tree, (old_size, old_root) = self.report, Books(self.report.counts), Tree(), old
+        found = 0
         for seq, line in enumerate(body):
-            report.line = seq + 2
+            report.line, found = seq + 2, seq + 1
             require(set(line) == {"seq", "leaf"} and line["seq"] == seq, f"entry {seq} is missing or out of order")
             if seq == old_size:
                 require(tree.root() == old_root, f"history was rewritten: another root at size {old_size}")
@@ -84,11 +97,11 @@ class ExportCheck(Check):
             books.post(seq, leaf, whole=True)
         report.line = 0
         books.finish()
-        require(len(body) == self.report.size, f"{self.report.size} entries were signed, {len(body)} are here")
+        require(found == self.report.size, f"{self.report.size} entries were signed, {found} are here")
         require(tree.root() == root, "the entries do not hash to the signed root: one was changed")
         require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
 
-    def _account(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes], since: Any) -> None:
+    def _account(self, body: Iterable[dict[str, Any]], root: bytes, old: tuple[int, bytes], since: Any) -> None:
         """An account's own entries: each must be proved to be in the signed tree."""
         books, before, (old_size, old_root) = Books(self.report.counts, account=self.report.account), -1, old
         for self.report.line, line in enumerate(body, 2):
@@ -113,3 +126,17 @@ class ExportCheck(Check):
         require(line["consistent_since"] == old_size, f"ask for an export that is consistent since size {old_size}")
         grown = consistent(old_size, self.report.size, [bytes.fromhex(node) for node in line["proof"]], old_root)
         require(grown == (old_root, root), f"history before size {old_size} was rewritten: the log was forked")
+
+
+def _bare(line: str) -> str:
+    return line.removesuffix("\n")
+
+
+def _ends(lines: Iterable[str]) -> tuple[int, str, str, str, str]:
+    """How many lines there are, the first, the last but one, the last, and the SHA-256 of all but the last."""
+    count, first, before_last, last, digest = 0, "", "", "", hashlib.sha256()
+    for line in map(_bare, lines):
+        if count:
+            digest.update(f"{last}\n".encode())
+        count, first, before_last, last = count + 1, first if count else line, last, line
+    return count, first, before_last, last, digest.hexdigest()

@@ -1,6 +1,7 @@
 """Receipts: single entries of an account, each with the proof that it is in the log."""
 
 import base64
+from collections.abc import Iterable
 from typing import Any
 
 from .check import Check, reported
@@ -26,8 +27,8 @@ def verify_receipts(text: str, *, trusted_key: str | None = None, witnessed: str
 class ReceiptsCheck(Check):
     """Single entries of an account, each with the proof that it is in the log."""
 
-    def run(self, lines: list[str]) -> None:
-        found = self._read(lines[0])
+    def run(self, lines: Iterable[str]) -> None:
+        found = self._read(next(iter(lines)))
         receipts = found if isinstance(found, list) else [found]
         wanted = {"seq", "leaf", "leaf_hash", "proof", "tree_size", "checkpoint"}
         fit = receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts)
