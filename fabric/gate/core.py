@@ -242,6 +242,22 @@ class Core:
         """What the account is on; no plan that an account is on ever leaves the catalogue."""
         return self.plans[self.state.accounts[account_id].plan]
 
+    def plans_of(self, account_id: AccountId) -> list[Plan]:
+        """Whose rank and rights the account has: its own plan's, and those of the subscriptions that run, as long as they do."""
+        found = [self.plan_of(account_id)]
+        for record in self.subscribed_by.get(account_id, ()):
+            offer = self.catalogue.subscription(record.subscription)
+            plan = self.plans.get(offer.plan) if offer is not None and record.past_due_at_us is None else None
+            if plan is not None:
+                found.append(plan)
+        return found
+
+    def rank_of(self, account_id: AccountId) -> int:
+        """The account's place in the queue, as its best plan has it: 0 goes first."""
+        if account_id not in self.subscribed_by:
+            return self.plan_of(account_id).tier_rank
+        return min(plan.tier_rank for plan in self.plans_of(account_id))
+
     def note_prices(self) -> None:
         """Tariffs and catalogue were set."""
         tariffs, catalogue = self.state.tariffs, self.state.catalogue

@@ -93,9 +93,9 @@ def _may_stay(core: Core, job: Job) -> Refusal | None:
     """A job that can't be evicted keeps its devices from everybody: that is a right of a plan. Inference is never outranked."""
     if job.spec.preemptible or job.spec.service is Service.INFERENCE:
         return None
-    plan = core.plan_of(job.account_id)
-    if plan.may_stay:
+    if any(plan.may_stay for plan in core.plans_of(job.account_id)):
         return None
+    plan = core.plan_of(job.account_id)
     others = ", ".join(each.name for each in core.catalogue.plans if each.may_stay)
     way_out = f", or submit it from an account on one of the plans that have it: {others}" if others else ""
     return refusals.forbidden(

@@ -47,7 +47,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         member=key.member,
         dead=keys.dead(core, key),
         plan=plan.name,
-        tier_rank=tier_rank(plan),
+        tier_rank=max(tier_rank(each) for each in core.plans_of(account_id)),
         price_microcny_per_ct=plan.price_microcny_per_ct,
         name=key.name,
         limit_uhs=key.limit_uhs,

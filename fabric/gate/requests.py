@@ -42,7 +42,7 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         devices=spec.devices,
         devices_per_node=spec.devices_per_node,
         accelerators=spec.accelerators,
-        tier_rank=core.plan_of(job.account_id).tier_rank,
+        tier_rank=core.rank_of(job.account_id),
         service=str(spec.service),
         preemptible=spec.preemptible,
         weight_ppm=account.weight_ppm,

@@ -70,6 +70,6 @@ def _kind_of(queued: Queued) -> Kind:
 
 def _kind(core: Core, job: Job) -> Kind:
     spec = job.spec
-    rank = class_of(str(spec.service), core.plan_of(job.account_id).tier_rank)
+    rank = class_of(str(spec.service), core.rank_of(job.account_id))
     least = spec.devices if spec.devices_least is None else spec.devices_least
     return forecast.kind_of(rank, spec.accelerators, least)

@@ -46,7 +46,7 @@ from tests.gate.driver import (
     difference,
     picks,
 )
-from tests.gate.world import S, spec
+from tests.gate.world import CATALOGUE, S, spec
 
 
 class JobRules(Driver):
@@ -99,7 +99,14 @@ class JobRules(Driver):
         elif outcome.code == "spending_limit_reached":
             assert self.left_by_limits(account, key) < self.first_hold(account, wanted)
         elif outcome.code == "plan_is_preemptible":
+            names = [
+                each.subscription
+                for each in self.state.subscriptions
+                if each.account_id == account and not each.past_due_at_us
+            ]
+            ranks = [self.catalogue.plan(CATALOGUE.subscription(name).plan).tier_rank for name in names]
             plan = self.catalogue.plan(self.state.accounts[account].plan)
+            assert all(rank > 0 for rank in ranks)
             assert not more["preemptible"]
             assert service is not Service.INFERENCE
             assert plan.tier_rank > 0

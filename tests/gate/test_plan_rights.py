@@ -5,11 +5,12 @@ import pytest
 
 from fabric.charging.catalogue import Plan
 from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Cancel, Subscribe, Tick, Unsubscribe
 from fabric.gate.questions import QuoteOf
 from fabric.ledger import Service
 from fabric.units import PPM
 from tests.gate.conftest import started, submit, top_up
-from tests.gate.world import CATALOGUE, CONFIGURE, T0, S, spec
+from tests.gate.world import CATALOGUE, CONFIGURE, DAY, T0, S, spec
 
 MINUTE = 60
 
@@ -53,3 +54,20 @@ def test_who_was_let_stay_stays_when_the_right_goes(story):
     story.must(msgspec.structs.replace(CONFIGURE, catalogue=msgspec.structs.replace(CATALOGUE, plans=tuple(poorer))))
     assert story.do(submit("g", "eve", devices=4, preemptible=False)).outcome.code == "plan_is_preemptible"
     assert story.job("f").spec.preemptible is False
+
+
+def test_a_subscription_gives_its_plans_rank_and_rights_for_as_long_as_it_runs(story):
+    """Ada is on starter; the plan of her daily subscription is an enterprise's."""
+    assert story.do(submit(preemptible=False)).outcome.code == "plan_is_preemptible"
+    story.must(Subscribe(account_id="ada", subscription="daily"))
+    story.must(submit("k", preemptible=False, limit=50 * S))
+    story.must(Cancel(job_id="k", account_id="ada"))
+    story.must(OpenAccount(account_id="eve", name="Eve", plan="pro"))
+    assert story.gate._core.rank_of("ada") == 0
+    assert story.gate._core.rank_of("eve") == 1
+    story.must(Unsubscribe(account_id="ada", subscription="daily"))
+    assert story.gate._core.rank_of("ada") == 0, "until its cycle is over"
+    story.gate.handle(Tick(), T0 + 3 * DAY)
+    assert story.gate._core.rank_of("ada") == 2
+    refused = story.gate.handle(submit("l", preemptible=False), T0 + 3 * DAY).outcome
+    assert refused.code == "plan_is_preemptible"
