@@ -228,7 +228,7 @@ class Groups:
 
         await self.dismiss(group)
         if known:
-            await asyncio.to_thread(end_group, group.id, list(self._nodes.values()), remove=remove, kill=kill)
+            await asyncio.to_thread(end_group, group.id, lambda: list(self._nodes.values()), remove=remove, kill=kill)
         else:
             await asyncio.to_thread(remove)
         self.end_unseated(group.unseated.items())

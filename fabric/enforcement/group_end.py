@@ -55,7 +55,7 @@ class Entered:
 
 def end_group(
     group_id: str,
-    nodes: Iterable[Node],
+    nodes: Callable[[], Iterable[Node]],
     *,
     remove: Callable[[], None],
     kill: Callable[[str, int], None],
@@ -67,7 +67,8 @@ def end_group(
 
     Args:
         group_id: Ray's, in hexadecimal digits.
-        nodes: those that there are.
+        nodes: those that there are, each time it is looked: one that has come back is another one, and Ray puts what a group has
+            lost with a node on it at once.
         remove: has Ray remove it.
         kill: ends a process of a machine, soon.
         tables: opens Ray's.
@@ -77,10 +78,10 @@ def end_group(
     Raises:
         Unavailable: somebody holds it still: it is to be tried again.
     """
-    asked, by_id = tables(), {node.ray_id: node for node in nodes}
+    asked = tables()
     quiet, ended = 0, {row.id for row in asked.dead_actors() if _is_by_name(row, group_id)}
     for _ in range(max(1, round(within_s / _LOOK_S))):
-        actors = asked.actors()
+        by_id, actors = {node.ray_id: node for node in nodes()}, asked.actors()
         there = [row for row in actors if _is_by_name(row, group_id)]
         for row in there:
             if row.id not in ended:
@@ -111,13 +112,16 @@ def _is_by_name(row: ActorRow, group_id: str) -> bool:
 
 
 def _is_held(tables: Tables, group_id: str, nodes: Mapping[str, Node], actors: Iterable[ActorRow]) -> bool:
-    """Whether somebody has some of the group's resources who is not in it by Ray's own word."""
+    """Whether somebody has some of the group's resources who is not in it by Ray's own word. On a node that is new, and not among
+    the `nodes` yet, whoever runs tasks counts as one.
+    """
     free, known = tables.free(), dict[tuple[str, str], float]()
     for row in actors:
         for name, amount in row.required.items() if row.group_id == group_id else ():
             known[row.node_id, name] = known.get((row.node_id, name), 0.0) + amount
-    whole = {of: amount for of, amount in _whole(tables, group_id).items() if of[0] in nodes}
-    for node_id in {node_id for node_id, _ in whole}:
+    there = nodes.keys() | free.keys()
+    whole = {of: amount for of, amount in _whole(tables, group_id).items() if of[0] in there}
+    for node_id in {node_id for node_id, _ in whole} & nodes.keys():
         node = nodes[node_id]
         for worker in tables.workers(node.address, node.port):
             for name, amount in worker.held.items() if group_id in worker.group_ids and not worker.actor_id else ():
