@@ -2,9 +2,10 @@
 
 The gate says what is its own a few times a second, which is also its heartbeat. When that stops (it was killed, and is being
 started again), the agent goes on with what it heard last: what holds an accelerator and is none of it is ended, within the
-same two seconds. What the gate had just begun is told by its name, and spared. It reaches processes of its own machine, and
-of other machines what the control store ends: actors and placement groups. After a while without a gate it stops: a cluster
-may be others' as well.
+same two seconds. What the gate had just begun is told by its name, and spared. When it is heard again the agent looks on
+beside it for a while: a gate that has just begun has not looked yet itself, and may be gone before it has. It reaches
+processes of its own machine, and of other machines what the control store ends: actors and placement groups. After a while
+without a gate it stops: a cluster may be others' as well.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ LOOK_S: Final = 0.25
 """How often it is looked whether that is so. Both together are half of the two seconds: the other half is the look's own, on
 a machine under load.
 """
+BESIDE_S: Final = 3.0
+"""For so long it is looked on beside a gate that is heard again: by then that has looked itself."""
 STOPS_S: Final = 300.0
 """A gate that is silent for longer is not being started again."""
 _log = structlog.get_logger(__name__)
@@ -85,22 +88,29 @@ class Watchdog:
         self._kill, self._open, self._now = kill, tables, now
         self._known: Known | None = None
         self._heard_at = 0.0
+        self._beside_until = 0.0
         self._reconciler: Reconciler | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="watchdog")
         """Its own: the agent's others may all wait for the archive."""
 
     def hear(self, known: Known | None) -> None:
         """The gate is there; None: it goes, in order, or has chosen another agent."""
-        self._known, self._heard_at, self._reconciler = known, self._now(), None
+        now, before = self._now(), self._known
+        if before is not None and known is not None and now - self._heard_at >= SILENT_S:
+            self._beside_until = now + BESIDE_S
+        self._known, self._heard_at = known, now
+        if not self.is_due or _whose(before) != _whose(known):
+            self._reconciler = None
 
     @property
     def is_due(self) -> bool:
-        """Whether the gate is silent, and may still come back."""
-        silent_s = self._now() - self._heard_at
-        return self._known is not None and SILENT_S <= silent_s < STOPS_S
+        """Whether the gate is silent and may still come back, or has only just come back."""
+        now = self._now()
+        is_silent = SILENT_S <= now - self._heard_at < STOPS_S
+        return self._known is not None and (is_silent or now < self._beside_until)
 
     async def run(self) -> None:
-        """Look while the gate is silent."""
+        """Look while it is due."""
         while True:
             await asyncio.sleep(LOOK_S)
             if self.is_due:
@@ -118,7 +128,7 @@ class Watchdog:
         if looking is None:
             _log.warning("gate_silent", what="unleased use is looked for here until it is back")
             tables = self._open()
-            looking = Reconciler(_ours(known, tables), tables=lambda: tables, tells=False)
+            looking = Reconciler(self._ours(known, tables), tables=lambda: tables, tells=False)
             self._reconciler = looking
 
         def kill(address: str, pid: int) -> None:
@@ -129,7 +139,7 @@ class Watchdog:
 
         def end(look: Look) -> None:
             # Of what isn't seen to hold anything the gate knows more than was heard: suspects are left to it.
-            if self.is_due:
+            if self.is_due and _whose(self._known) == _whose(known):
                 removed.extend(looking.end(look, kill=kill))
 
         try:
@@ -139,13 +149,25 @@ class Watchdog:
             raise
         return removed
 
+    def _ours(self, known: Known, tables: Tables) -> Ours:
+        """What was heard last, and what the gate has begun since. Asked after Ray was: so nothing new is taken for a stranger's."""
 
-def _ours(known: Known, tables: Tables) -> Ours:
-    """What was heard, and what the gate has begun since. Asked after Ray was: so nothing new is taken for a stranger's."""
+        def heard() -> Known:
+            return self._known or known
 
-    def groups() -> set[str]:
-        begun = [row for row in tables.groups() if row.job_id == known.job_id and row.name.startswith(GROUP_PREFIX)]
-        return {*known.groups, *(row.id for row in begun)}
+        def groups() -> set[str]:
+            begun = [row for row in tables.groups() if row.job_id == known.job_id and row.name.startswith(GROUP_PREFIX)]
+            return {*heard().groups, *(row.id for row in begun)}
 
-    used, actors = set(known.used), set(known.actors)
-    return Ours(groups=groups, used=lambda: used, actors=lambda: actors, job_id=known.job_id, cluster=known.cluster)
+        return Ours(
+            groups=groups,
+            used=lambda: set(heard().used),
+            actors=lambda: set(heard().actors),
+            job_id=known.job_id,
+            cluster=known.cluster,
+        )
+
+
+def _whose(known: Known | None) -> tuple[str, str, bool] | None:
+    """Which gate has said so, and to whom: what another one says is not what a look has begun with."""
+    return None if known is None else (known.address, known.job_id, known.cluster)

@@ -2,12 +2,13 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from fabric.cluster.agents import WATCHDOGS, Agents
 from fabric.cluster.settings import ClusterSettings
 from fabric.enforcement.health import HEALTH_KEY
-from fabric.enforcement.watchdog import LOOK_S, SILENT_S, STOPS_S, Known, Watchdog
+from fabric.enforcement.watchdog import BESIDE_S, LOOK_S, SILENT_S, STOPS_S, Known, Watchdog
 from tests.enforcement.test_reconciler import GATE, HELD, STRANGER, Tables, actor, group, worker
 from tests.worker.leases import NODE
 
@@ -126,17 +127,68 @@ def test_a_watchdog_stands_down(what):
     assert silence.after(STOPS_S if what == "long silent" else SILENT_S * 2) == []
 
 
-def test_a_gate_that_is_heard_while_its_agents_look_decides_itself():
+@pytest.mark.parametrize("said", [None, msgspec.structs.replace(KNOWN, job_id="another")])
+def test_another_gate_that_is_heard_while_agents_look_decides_itself(said):
+    """And so does one that goes, or has chosen others."""
     tables = Tables(actors=[actor("a")])
     silence = Silence(tables)
     ask = tables.actors
 
     def heard_meanwhile():
-        silence.dog.hear(KNOWN)
+        silence.dog.hear(said)
         return ask()
 
     tables.actors = heard_meanwhile
     assert silence.after(SILENT_S) == []
+
+
+def test_what_a_gate_that_is_heard_meanwhile_says_is_its_own_is_spared():
+    tables = Tables(groups=[group("new")], actors=[actor("a", group_id="new"), actor("b")])
+    silence = Silence(tables)
+    ask = tables.groups
+
+    def heard_meanwhile():
+        silence.dog.hear(msgspec.structs.replace(KNOWN, groups=("new",)))
+        return ask()
+
+    tables.groups = heard_meanwhile
+    assert silence.after(SILENT_S) == ["b", "10.0.0.1 7"]
+
+
+@pytest.mark.parametrize("lives_s", [0.0, SILENT_S / 2, SILENT_S, BESIDE_S - LOOK_S])
+@pytest.mark.parametrize("look_s", [0.0, 0.4, 0.8])
+def test_a_gate_that_comes_and_is_killed_again_leaves_nobody_longer_with_a_device(lives_s, look_s):
+    """Whoever takes one just before the first death, or at any time later, however short the second gate lives, and though that
+    itself never comes to look.
+    """
+    for taken_at in (0.0, 2.0, 2.4, 2.6, 3.0, 3.5):
+        tables = Tables()
+        silence = Silence(tables)
+        back_at, beats_until = 2.5, 2.5 + lives_s
+        clock, heard_at = 0.0, 0.0
+        while clock < 10 and not tables.ended:
+            if back_at <= clock <= beats_until and clock - heard_at >= SILENT_S / 2:
+                silence.now_s, heard_at = clock, clock
+                silence.dog.hear(KNOWN)
+            tables.rows["actors"] = [actor("a")] if clock >= taken_at else []
+            silence.now_s = clock
+            if silence.dog.is_due:
+                silence.dog.look()
+                clock += look_s
+            clock += LOOK_S
+        assert clock - LOOK_S - taken_at <= UNLEASED_S, (taken_at, clock)
+
+
+def test_a_watchdog_looks_beside_a_gate_for_a_while_only():
+    silence = Silence(Tables())
+    silence.after(SILENT_S)
+    silence.dog.hear(KNOWN)
+    beats = [SILENT_S + at * SILENT_S / 2 for at in range(20)]
+    due = []
+    for silence.now_s in beats:
+        due.append(silence.dog.is_due)
+        silence.dog.hear(KNOWN)
+    assert due == [at - SILENT_S < BESIDE_S for at in beats]
 
 
 def test_doctor_hears_of_the_gates_looks_alone():
