@@ -33,7 +33,7 @@ from fabric.system.short_links import TEMPORARY, short_path
 from fabric.worker import function_call
 from fabric.worker.checkpoint_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
 from fabric.worker.error_text import error_text, shortened
-from fabric.worker.exits import excused, exited, not_sent, saved
+from fabric.worker.exits import excused, exited, not_sent, saved, unless_ray
 from fabric.worker.job_output import logged
 from fabric.worker.job_signals import unblocked
 from fabric.worker.lease_ray_settings import variables_for
@@ -65,7 +65,7 @@ def perform(stage: Stage) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
     with logged(stage.log_file), unblocked():
         try:
-            return or_parked(stage, _performed(stage))
+            return or_parked(stage, unless_ray(_performed(stage), stage))
         finally:
             forget_modules(stage.folder)
 

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 
 from fabric import context
@@ -16,6 +17,7 @@ from fabric.gate.events import LeaseOutcome
 from fabric.system.private_folder import WORK
 from fabric.worker.error_text import shortened
 from fabric.worker.job_output import end_of_log
+from fabric.worker.ray_start import NOT_STARTED, why_not
 from fabric.worker.stage import JobEnd, Stage
 from fabric.worker.stop_notice import shell_code
 
@@ -72,6 +74,17 @@ def excused(end: JobEnd, *, asked: bool) -> JobEnd:
     if asked and end.outcome is LeaseOutcome.FAILED:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{ENDED_UNSAVED} ({end.error})")
     return end
+
+
+def unless_ray(end: JobEnd, stage: Stage) -> JobEnd:
+    """What an end means of a job that may start a Ray of its own: no failure, where that has just not started. That is tried again,
+    and no refund.
+    """
+    if end.outcome is not LeaseOutcome.FAILED or stage.own_ray is None:
+        return end
+    why = why_not(Path(stage.own_ray.folder))
+    error = f"{NOT_STARTED}: {why}\n{end.error}".rstrip()
+    return msgspec.structs.replace(end, outcome=LeaseOutcome.INTERRUPTED, error=error, result_ref="") if why else end
 
 
 def judged(code: int, *, asked: bool) -> JobEnd:

@@ -15,7 +15,7 @@ import msgspec
 
 from fabric.gate.events import LeaseOutcome
 from fabric.system.processes import all_processes, below, seen_of
-from fabric.worker.exits import judged
+from fabric.worker.exits import judged, unless_ray
 from fabric.worker.fork_messages import (
     Commission,
     Ended,
@@ -73,7 +73,8 @@ class Fork:
     def perform(self, stage: Stage) -> JobEnd:
         """Hear the job to its end; never raises."""
         end = self.heard(stage)
-        return end or JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
+        gone = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
+        return unless_ray(end or gone, stage)
 
     def heard(self, stage: Stage) -> JobEnd | None:
         """What the process says of the job's end, or whoever stands above it; None if it is gone without a word."""

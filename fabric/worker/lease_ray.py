@@ -30,6 +30,7 @@ from ray.core.generated import autoscaler_pb2, autoscaler_pb2_grpc
 from fabric.errors import InvalidRequest, Unavailable
 from fabric.worker.lease_ray_settings import TOKEN, LeaseRay, told_ray
 from fabric.worker.on_import import when_imported
+from fabric.worker.ray_start import NOT_STARTED, noted
 
 _ADDRESS: Final = "RAY_ADDRESS"
 _AUTO_CONNECT: Final = "RAY_ENABLE_AUTO_CONNECT"
@@ -153,23 +154,31 @@ class _Own:
             with _without_rays_handler():
                 found = self._init(address=known, **options)
         else:
-            from fabric.worker.ray_node import started  # noqa: PLC0415  # most processes start none
-
-            defaults = self._with_defaults(asked, options)
-            with _without_rays_handler():
-                try:
-                    found = started(lambda: self._init(address="local", **defaults))
-                except (ChildProcessError, TimeoutError) as error:
-                    raise Unavailable(
-                        f"the program's Ray has not started, however often it was tried: {error}",
-                        code="ray_not_started",
-                    ) from error
-            os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
-            self._has_started = True
-            if self._settings.bell:
-                self._gather()
+            with noted(Path(self._settings.folder)):
+                found = self._start(self._with_defaults(asked, options))
         self._nodes = []
         self._begin_watch()
+        return found
+
+    def _start(self, options: Mapping[str, Any]) -> Any:
+        """Start the lease's cluster.
+
+        Raises:
+            Unavailable: it doesn't start, or not all of its nodes join it.
+        """
+        from fabric.worker.ray_node import started  # noqa: PLC0415  # most processes start none
+
+        with _without_rays_handler():
+            try:
+                found = started(lambda: self._init(address="local", **options))
+            except (ChildProcessError, TimeoutError) as error:
+                raise Unavailable(
+                    f"the program's Ray has not started, however often it was tried: {error}", code=NOT_STARTED
+                ) from error
+        os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
+        self._has_started = True
+        if self._settings.bell:
+            self._gather()
         return found
 
     def _gather(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from fabric.system.processes import seen_of
-from fabric.worker.exits import judged
+from fabric.worker.exits import judged, unless_ray
 from fabric.worker.fork import Fork, commission_for
 from fabric.worker.fork_messages import Commission, Talk
 from fabric.worker.freeze import frozen
@@ -77,7 +77,7 @@ class Spawned(Fork):
             return end
         end = judged(code, asked=stage.context.stop_requested)
         said = end_of_log(stage.log_file, _TOLD_LINES) if code > 0 and stage.log_file.exists() else ""
-        return msgspec.structs.replace(end, error=f"{end.error}\n{said}".rstrip()) if said else end
+        return unless_ray(msgspec.structs.replace(end, error=f"{end.error}\n{said}".rstrip()), stage)
 
 
 def main(descriptor: str) -> int:

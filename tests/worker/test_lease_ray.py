@@ -20,6 +20,7 @@ from fabric.worker import ray_node
 from fabric.worker.execution import refused
 from fabric.worker.lease_ray import _Own, fits
 from fabric.worker.lease_ray_settings import LOOPBACK, lease_ray, told_ray, variables_for
+from fabric.worker.ray_start import why_not
 
 GIB = 2**30
 
@@ -149,6 +150,9 @@ def test_a_ray_that_does_not_start_is_no_fault_of_the_programs(tmp_path, monkeyp
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_node, "started", fails)
+    own = own_ray(tmp_path / "a" / "0")
+    Path(os.path.realpath(own.folder)).mkdir(parents=True)
     with pytest.raises(Unavailable, match="has not started") as raised:
-        _Own(own_ray(tmp_path / "a" / "0"), print).init(None)
+        _Own(own, print).init(None)
     assert refused(raised.value).outcome is LeaseOutcome.INTERRUPTED
+    assert why_not(Path(own.folder)) == raised.value.message, "a script's end is judged by that"
