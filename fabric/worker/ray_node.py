@@ -3,27 +3,37 @@ nor whose cluster it is: the fabric's own, or that of a job's program.
 """
 
 import logging
+import random
+import signal
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 from typing import Any, Final, TypeVar
 
 import psutil
 from ray._private import node as ray_node
 from ray._private import services
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
-from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
+from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, GcsClient, NodeID, persist_port  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
 from fabric.worker.lease_ray_settings import START_S
+from fabric.worker.ray_start import STARTS
 from fabric.worker.stop_notice import is_rays
 
 __all__ = ["START_S", "patience", "start_node", "started"]
 _log = logging.getLogger(__name__)
-_STARTS: Final = 3
-"""How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
+_NEEDED: Final = (PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET)
 _LOOK_S: Final = 0.1
 _LOOK_MS: Final = 200
+_PORTS: Final = range(20_000, 30_000)
+_HTTP: Final = "dashboard_agent_listen_port"
+_AGENT_PORTS: Final = (_HTTP, "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+"""What a raylet's two agents listen on, as `services.start_raylet` calls it."""
+_CRASHES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTERM)
+"""At which Ray's own handler in this process sets its alarm."""
 
 
 def start_node(cluster: Cluster, **wanted: Any) -> Any:
@@ -35,33 +45,54 @@ T = TypeVar("T")
 
 
 def started(start: Callable[[], T], *, again_on: type[Exception] = ChildProcessError) -> T:
-    """Start a node of this process, with patience, and once more where that fails as by `again_on`: what has started of it is
-    ended before.
+    """Start a node of this process, with patience, and once more where that fails as by `again_on`, or one of Ray's processes has
+    ended meanwhile, whatever Ray made of that: what has started of it is ended before.
+
+    Raises:
+        ChildProcessError: one has ended, each time.
+        Exception: whatever `start` raises.
     """
     this = psutil.Process()
-    for tries_left in reversed(range(_STARTS)):
+    for tries_left in reversed(range(STARTS)):
         before = this.children()
         try:
             with patience():
                 return start()
-        except again_on as error:
-            for left in set(this.children()) - set(before):
+        except Exception as error:
+            begun = set(this.children()) - set(before)
+            ended = _ended_of(begun)
+            if not isinstance(error, again_on) and not ended:
+                raise
+            for left in begun:
                 with suppress(psutil.NoSuchProcess):
                     if is_rays(left.cmdline()):
                         left.kill()
             if not tries_left:
-                raise
+                if isinstance(error, again_on):
+                    raise
+                raise ChildProcessError(f"its {ended} has ended: {error}") from error
             _log.warning("a node of Ray did not start, once more: %s", error)
     raise AssertionError("unreachable")
+
+
+def _ended_of(begun: Iterable[psutil.Process]) -> str:
+    """Which of the processes that a node is nothing without has ended; "" if none has."""
+    for process in begun:
+        with suppress(psutil.NoSuchProcess):
+            if process.name() in _NEEDED and process.status() == psutil.STATUS_ZOMBIE:
+                return process.name()
+    return ""
 
 
 @contextmanager
 def patience() -> Iterator[None]:
     """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
-    `START_S` while its raylet runs. And Ray waits two minutes for the port of a control store that has ended as it began (a
-    fork of a process that has gRPC now and then aborts): inside, that fails at once.
+    `START_S` while its raylet runs. And Ray waits two minutes for the port of a control store that has ended as it began:
+    inside, that fails at once. A raylet ends where its agents, two Pythons, have not told their ports within 30 s, a number in
+    its code, too: inside, they are told them, and it needn't wait. And what is started lives as it began: see `_started_well`.
     """
-    ask, wait = services.get_node, ray_node.wait_for_persisted_port
+    ask, wait, start = services.get_node, ray_node.wait_for_persisted_port, services.start_raylet
+    popen = services.ConsolePopen
     give_up_at = time.monotonic() + START_S
 
     def ask_once_it_is_there(gcs_address: str, node_id: str) -> Any:
@@ -87,10 +118,55 @@ def patience() -> Iterator[None]:
                     raise ChildProcessError("its control store has ended") from None
 
     services.get_node, ray_node.wait_for_persisted_port = ask_once_it_is_there, wait_while_it_runs
+    services.start_raylet, services.ConsolePopen = _telling_ports(start), _started_well(popen)
     try:
         yield
     finally:
         services.get_node, ray_node.wait_for_persisted_port = ask, wait
+        services.start_raylet, services.ConsolePopen = start, popen
+
+
+def _started_well(popen: Callable[..., T]) -> Callable[..., T]:
+    """Have a process of Ray's end at once or not at all of what this process is made of.
+
+    Ray forks to start one. In the copy gRPC begins its threads anew, and now and then one of them aborts; Ray's handler of
+    crashes then sets an alarm. Where the copy has become Ray's process by then, that is killed three seconds later.
+    """
+
+    def begin(as_meant: Callable[[], object]) -> None:
+        for number in _CRASHES:
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(0)
+        as_meant()
+
+    def started(*words: Any, preexec_fn: Callable[[], object] = lambda: None, **options: Any) -> T:
+        return popen(*words, preexec_fn=lambda: begin(preexec_fn), **options)
+
+    return started
+
+
+def _telling_ports(start: Callable[..., T]) -> Callable[..., T]:
+    """Have a raylet and its agents told the agents' ports."""
+
+    def told(*words: Any, **options: Any) -> T:
+        unset = [name for name in _AGENT_PORTS if not options.get(name)]
+        asked = signature(start).bind(*words, **options | dict(zip(unset, _free_ports(len(unset)), strict=True)))
+        where = asked.arguments  # the one port that Ray tells the agent, and not the raylet, that one finds so
+        persist_port(where["session_dir"], where["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, where[_HTTP])
+        return start(*asked.args, **asked.kwargs)
+
+    return told
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody has now, nor soon: systems give away others by themselves, and Ray has others for workers."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"of the ports {_PORTS.start} to {_PORTS.stop - 1} fewer than {count} are free")
 
 
 def _has_control_store() -> bool:
