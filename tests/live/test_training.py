@@ -4,10 +4,13 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from fabric.client.client import new_request_id
+from fabric.errors import Conflict
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from tests.live.test_house import settled, wait_for_state
@@ -82,6 +85,51 @@ def test_reserved_demand_evicts_training_which_resumes_on_another_type_and_count
     assert info.saved_step >= int(told[1])
     assert info.grace_needed_us > 0
     assert settled(train).burned_uhs > 0
+
+
+@contextmanager
+def stays_short(acme):
+    """Inside, jobs may be asked to leave however short they have run: with the operator's key, and for all of this fabric."""
+
+    def say(**more):
+        acme.client.call(pb.SetPolicyRequest(request_id=new_request_id(), **more), pb.Policy)
+
+    say(changes_json='{"run_min": 0}')
+    try:
+        yield
+    finally:
+        say(as_filed=True)
+
+
+def test_an_elastic_gang_grows_back_in_the_middle_of_its_training_and_ends_with_the_same_weights(
+    acme, uninterrupted, tmp_path
+):
+    hurry = tmp_path / "hurry"
+    with stays_short(acme):
+        other = acme.submit(hold, 600, tokens="2", accelerators="A100:3")
+        wait_for_state(other, "running")
+        train = acme.submit(
+            "train_small.py", STEPS, "1", str(hurry), working_dir=HERE, tokens="1", accelerators="A100:1-4",
+            preload="torch",
+        )  # fmt: skip
+        assert wait_until(train, lambda info: info.step >= 2).devices == 1
+        other.cancel()
+        settled(other)
+        while train.info().attempts == 1:  # until what it has run is worth a start
+            with suppress(Conflict):
+                train.save_now()
+            time.sleep(1)
+        hurry.touch()
+        assert train.wait(timeout=120) == "succeeded"
+    assert digest_in("".join(train.logs())) == uninterrupted
+    told = re.search(
+        r"RUNNING on 1 × A100.* → RESIZED at step (\d+), durable in \d+ m?s, 0 steps lost.* → RESUMED on 4 × A100, first",
+        train.info().timeline,
+    )
+    assert told, train.info().timeline
+    assert 2 <= int(told[1]) < STEPS
+    settled(train)
+    assert sorted(record.devices for record in acme.usage(job_id=train.id)) == [1, 4]
 
 
 COUNT = """
