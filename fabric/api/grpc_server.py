@@ -167,6 +167,7 @@ CALLS: Final[dict[str, Call]] = {
     "Grant": Call(operator_calls.grant, _OPERATOR),
     "VoidLot": Call(operator_calls.void_lot, _OPERATOR),
     "RecordPayment": Call(operator_calls.record_payment, _OPERATOR),
+    "CreditInvoice": Call(operator_calls.credit_invoice, _OPERATOR),
     "ListAccounts": Call(operator_calls.list_accounts, _OPERATOR),
     "ListNodes": Call(operator_calls.list_nodes, _OPERATOR),
     "ListLeases": Call(operator_calls.list_leases, _OPERATOR),

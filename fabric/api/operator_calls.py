@@ -22,6 +22,7 @@ from fabric.api.service import ApiService
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.events import ClosePeriod, Grant, NodeDrain, RecordPayment, VoidLot
+from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.organisation_views import KeyView
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf, OrganisationOf
@@ -193,6 +194,18 @@ async def record_payment(door: ApiService, _: Caller, request: pb.RecordPaymentR
         account_id=AccountId(request.account_id),
         amount_microcny=at_least(1, "amount_microcny", request.amount_microcny),
         payment_ref=reference("payment_ref", request.payment_ref),
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def credit_invoice(door: ApiService, caller: Caller, request: pb.CreditInvoiceRequest) -> pb.Accepted:
+    event = CreditInvoice(
+        account_id=AccountId(request.account_id),
+        invoice_id=short("invoice_id", request.invoice_id),
+        amount_microcny=at_least(1, "amount_microcny", request.amount_microcny),
+        reason=short("reason", request.reason),
+        by_key=KeyId(caller.key_id) if caller.key_id else None,
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

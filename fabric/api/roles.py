@@ -97,6 +97,7 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "Grant": _CASHIERS,
     "VoidLot": _CASHIERS,
     "RecordPayment": _CASHIERS,
+    "CreditInvoice": _CASHIERS,
     "ListAccounts": _DESKS,
     "ListNodes": _MACHINES,
     "ListLeases": _MACHINES,

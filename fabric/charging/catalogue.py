@@ -52,6 +52,17 @@ class Restriction(msgspec.Struct, frozen=True, kw_only=True):
 UNRESTRICTED: Final = Restriction()
 
 
+class Dunning(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of an invoice that isn't paid, in days."""
+
+    due_days: int
+    """After it was issued."""
+    remind_days: tuple[int, ...] = ()
+    """After it was due, each later than the one before: its account is reminded."""
+    stop_days: int | None = None
+    """After it was due: nothing more is held on credit until it is paid. None = never."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an account is on: the price and life of its tokens, and its place in the queue."""
 
@@ -70,6 +81,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode = Mode.PREPAID
     credit_limit_uhs: int = 0
     """How far a new account on this plan may go into debt, unless it is opened with a limit of its own."""
+    dunning: Dunning | None = None
+    """None = invoices have no due date."""
 
     @property
     def may_stay(self) -> bool:

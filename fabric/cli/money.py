@@ -23,7 +23,6 @@ from fabric.cli.output import (
     table,
     tell,
 )
-from fabric.cli.payments import Pay, PaymentRef
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
@@ -63,6 +62,7 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     )
     print_records(found.lots, as_json=False, title="lots", columns=_LOT_COLUMNS, spare=("granted CT",))
     print_packages(found.packages)
+    payments.print_invoices(found.invoices)
     if found.units:
         print_records(found.units, as_json=False, title="besides tokens", columns=_UNIT_COLUMNS)
 
@@ -70,8 +70,8 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
 def topup(
     tokens: Annotated[str, typer.Argument(help="How many, e.g. 10 or 0.5.")],
     *,
-    payment_ref: PaymentRef = "",
-    pay: Pay = False,
+    payment_ref: payments.PaymentRef = "",
+    pay: payments.Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -89,8 +89,8 @@ def topup(
 def bundle(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
-    payment_ref: PaymentRef = "",
-    pay: Pay = False,
+    payment_ref: payments.PaymentRef = "",
+    pay: payments.Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -108,8 +108,8 @@ def bundle(
 def subscribe(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
-    payment_ref: PaymentRef = "",
-    pay: Pay = False,
+    payment_ref: payments.PaymentRef = "",
+    pay: payments.Pay = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:

@@ -142,6 +142,32 @@ def record_payment(
     _done(answer, f"{cny} CNY of {account_id} booked; {format_cny(left)} CNY are still to pay", as_json=as_json)
 
 
+@app.command("credit-note")
+def credit_note(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    invoice_id: Annotated[str, typer.Argument(metavar="INVOICE", help="As `fabric balance` calls it: 2026-11/acme.")],
+    cny: Annotated[str, typer.Argument(help="How much is taken off it, in CNY.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why: kept for ever.")],
+    as_json: AsJson = False,
+) -> None:
+    """Correct an invoice that isn't paid: a credit note takes a part off it, or all of it.
+
+    For example: fabric ops credit-note acme 2026-11/acme 120.50 --reason "outage of the 14th"
+    """
+    request = pb.CreditInvoiceRequest(
+        request_id=new_request_id(),
+        account_id=account_id,
+        invoice_id=invoice_id,
+        amount_microcny=parse_cny(cny),
+        reason=reason,
+    )
+    answer = client().call(request, pb.Accepted)
+    facts = facts_of(answer)
+    left = format_cny(int(facts["receivable_microcny"] or 0))
+    _done(answer, f"credit note {facts['credit_note']} of {cny} CNY; {left} CNY are still to pay", as_json=as_json)
+
+
 @app.command()
 def nodes(*, as_json: AsJson = False) -> None:
     """All nodes, and what is free on them."""

@@ -162,6 +162,12 @@ def reconcile(*, since: Since = "", until: Until = "", as_json: AsJson = False) 
     _done(answer, ", ".join(f"{facts[name]} {name.replace('_', ' ')}" for name in _FOUND), as_json=as_json)
 
 
+def print_invoices(found: Any) -> None:
+    """Those of a balance."""
+    if found:
+        _print(list(found), title="invoices to pay", columns=_INVOICE_COLUMNS)
+
+
 def _document(found: pb.Document) -> Any:
     return json.loads(found.json)
 
@@ -200,4 +206,12 @@ _SUSPENSE_COLUMNS: Final[dict[str, Any]] = {
     "amount": lambda each: f"{format_cny(each['amount'])} {each['currency']}",
     "why": lambda each: each["why"].replace("_", " "),
     "since": lambda each: moment(each["at_us"]),
+}
+_INVOICE_COLUMNS: Final[dict[str, Any]] = {
+    "invoice": lambda each: each.invoice_id,
+    "number": lambda each: str(each.number),
+    "CNY": lambda each: format_cny(each.price_microcny),
+    "unpaid CNY": lambda each: format_cny(each.unpaid_microcny),
+    "due": lambda each: moment(each.due_at_us) if each.HasField("due_at_us") else "",
+    "credit stopped": lambda each: moment(each.stopped_at_us) if each.HasField("stopped_at_us") else "",
 }

@@ -17,6 +17,7 @@ from fabric.charging.catalogue import (
     Bundle,
     Component,
     Cycle,
+    Dunning,
     Mode,
     Overflow,
     Plan,
@@ -224,6 +225,21 @@ class RestrictionSection(Section):
         )
 
 
+class DunningSection(Section):
+    """What becomes of invoices that aren't paid, in days."""
+
+    due_days: Annotated[int, Field(ge=0, le=365)]
+    remind_days: tuple[Annotated[int, Field(ge=0, le=365)], ...] = ()
+    """After they were due."""
+    stop_days: Annotated[int, Field(ge=0, le=365)] | None = None
+    """After they were due: nothing more is held on credit."""
+
+    def built(self) -> Dunning:
+        return Dunning(
+            due_days=self.due_days, remind_days=tuple(sorted(set(self.remind_days))), stop_days=self.stop_days
+        )
+
+
 class PlanSection(Section):
     name: Name
     title: str = ""
@@ -237,6 +253,8 @@ class PlanSection(Section):
     """Whether its jobs may ask never to be evicted; None = where its rank is 0."""
     mode: Annotated[Mode, Field(strict=False)] = Mode.PREPAID
     credit_limit: Tokens = 0
+    dunning: DunningSection | None = None
+    """Of a postpaid plan."""
 
     def built(self) -> Plan:
         return Plan(
@@ -250,6 +268,7 @@ class PlanSection(Section):
             non_preemptible=self.non_preemptible,
             mode=self.mode,
             credit_limit_uhs=self.credit_limit,
+            dunning=None if self.dunning is None else self.dunning.built(),
         )
 
 

@@ -16,6 +16,7 @@ from fabric.gate import (
     grace,
     history,
     holds,
+    invoices,
     jobs,
     key_views,
     keys,
@@ -286,6 +287,7 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
         packages=package_answers.of_account(core, account.account_id, now_us) if lots and core.book.packages else (),
+        invoices=tuple(invoices.unpaid(core, account.account_id)),
     )
 
 

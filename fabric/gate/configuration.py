@@ -34,6 +34,7 @@ def configure(core: Core, event: Configure) -> Outcome:
         core.book, operator=event.operator, settlement_window_us=event.catalogue.settlement_hours * HOUR_US
     )
     core.note_prices()
+    core.note_dunning()
     models.reprice(core)
     if event.policy is not None:
         _follow(core, event.policy, by_hand=event.by_hand)

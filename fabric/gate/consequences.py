@@ -8,7 +8,7 @@ back in line, and where tokens have become free, jobs that waited for them go on
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, parked, subscriptions
+from fabric.gate import auto_top_up, credit, holds, invoices, jobs, keys, leases, parked, subscriptions
 from fabric.gate.core import Core
 from fabric.ledger.expiry import count_due
 from fabric.ledger.transfers import CT
@@ -16,7 +16,9 @@ from fabric.units import AccountId, JobId
 
 PORTION: Final = 256
 """So much of what falls due by time alone a tick sees to, so that no decision takes long: the rest in the next ones."""
-_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment", "reinstate"})
+_FREES: Final = frozenset(
+    {"top_up", "bundle", "subscription", "grant", "release", "payment", "credit_note", "reinstate"}
+)
 """Transfers that leave their account with more to hold than before."""
 
 
@@ -27,10 +29,12 @@ def let_time_pass(core: Core, *, most: int | None = None) -> bool:
         core: whose time.
         most: so many things at most; where more is due, the core says that it is behind. None = all that is due.
     """
-    now_us, renewal_us = core.now_us, core.renewal_due_us
-    if (renewal_us is None or renewal_us > now_us) and not core.book.is_due(now_us):
+    now_us = core.now_us
+    is_due = any(due_us is not None and due_us <= now_us for due_us in (core.renewal_due_us, core.dunning_due_us))
+    if not is_due and not core.book.is_due(now_us):
         return False
     left = subscriptions.renew(core, most=most)
+    invoices.follow(core)
     renewal_us = core.renewal_due_us
     until_us = now_us if renewal_us is None or renewal_us > now_us else renewal_us - 1
     given_up = core.book.sweep(now_us=until_us, most=left)

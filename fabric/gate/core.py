@@ -9,6 +9,7 @@ from collections import deque
 from typing import Final
 
 from fabric.charging.catalogue import Catalogue, Plan
+from fabric.charging.dunning import Step, next_step
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
@@ -18,6 +19,7 @@ from fabric.gate.payment_state import Payment
 from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job, Key, SubscriptionRecord
 from fabric.gate.timeline import Moment, noted
+from fabric.ledger.accounts import Invoice
 from fabric.placement import Planner
 from fabric.placement.forecast import Starts
 from fabric.units import AccountId, Fraction, JobId
@@ -52,6 +54,7 @@ class Core:
         "behind",
         "book",
         "changed",
+        "dunning_due_us",
         "freed",
         "held",
         "held_by_jobs",
@@ -100,6 +103,8 @@ class Core:
         """
         for record in state.subscriptions:
             self.note_renewal(record)
+        self.dunning_due_us: int | None = None
+        """When something is to be done about an overdue invoice next: derived, so that looking at the clock costs nothing."""
         self.plans: dict[str, Plan] = {}
         self.placeable: dict[Gang, None] = {}
         """Gangs that were found to fit into some pool as it is built."""
@@ -147,6 +152,7 @@ class Core:
         self.backing_off = _set_back(state)
         """A heap of the jobs that are to be tried again later, by when: derived, and what no longer stands is passed over."""
         self.note_prices()
+        self.note_dunning()
         self.changed: dict[JobId, None] = {}
         """Jobs that changed since somebody last looked: for those who watch, not part of the state."""
 
@@ -291,6 +297,21 @@ class Core:
         while renewals and self.renewal_of(renewals[0]) is None:
             heapq.heappop(renewals)
         return renewals[0][0] if renewals else None
+
+    def dunning_step(self, account_id: str, invoice: Invoice) -> Step | None:
+        """What is to be done next about an invoice that isn't paid."""
+        return next_step(
+            self.plan_of(AccountId(account_id)).dunning,
+            issued_at_us=invoice.issued_at_us,
+            reminded=invoice.reminded,
+            is_stopped=invoice.stopped_at_us is not None,
+        )
+
+    def note_dunning(self) -> None:
+        """Invoices were issued, paid or acted on, or the plans' terms were set."""
+        invoices = [(name, each) for name, account in self.book.accounts.items() for each in account.invoices]
+        steps = (step for name, each in invoices if (step := self.dunning_step(name, each)) is not None)
+        self.dunning_due_us = min((step.at_us for step in steps), default=None)
 
     def _moment(self, job: Job) -> Moment:
         if job.state in TERMINAL:

@@ -14,6 +14,7 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.account_events import AnyAccountEvent
 from fabric.gate.event import Event
+from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.limit_events import AnyLimitEvent
 from fabric.gate.payment_events import AnyPaymentEvent
 from fabric.gate.serving_events import AnyServingEvent
@@ -427,6 +428,7 @@ AnyEvent = (
     | Unsubscribe
     | RecordPayment
     | AnyLimitEvent
+    | CreditInvoice
     | AnyPaymentEvent
     | AnyServingEvent
     | NodeUp

@@ -29,6 +29,7 @@ from fabric.gate import (
     derived,
     holds,
     idempotency,
+    invoices,
     jobs,
     leases,
     limit_setting,
@@ -82,6 +83,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
+from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.limit_events import LearnZone, SetLimit
 from fabric.gate.payment_events import (
     AskPayment,
@@ -180,6 +182,7 @@ class Gate:
             core.book.next_due_us(),
             core.planner.next_due_us(),
             core.renewal_due_us,
+            core.dunning_due_us,
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -328,7 +331,9 @@ class Gate:
             case Subscribe():
                 return payments.once(core, event, subscriptions.subscribe)
             case RecordPayment():
-                return payments.once(core, event, treasury.record_payment)
+                return payments.once(core, event, invoices.record_payment)
+            case CreditInvoice():
+                return invoices.credit(core, event)
             case PaymentTold():
                 return checkout.told(core, event)
             case AskPayment():

@@ -5,17 +5,17 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import COMPUTE, Bundle, Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import organisations, packages, refusals, shares
+from fabric.gate import invoices, organisations, packages, refusals, shares
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.core import Core
-from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp
+from fabric.gate.events import BuyBundle, ClosePeriod, Grant, TopUp
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.state import Account
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer, funding
 from fabric.ledger import packages as ledgers
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
 from fabric.ledger.scopes import Scope, Service
-from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, AccountId, format_cny, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, AccountId, format_ct
 
 NAME_MAX: Final = 64
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
@@ -202,38 +202,6 @@ def sell_bundle(core: Core, account: Account, bundle: Bundle, *, channel: str, o
     return Accepted(granted_uhs=granted_uhs, facts=facts)
 
 
-def record_payment(core: Core, event: RecordPayment) -> Outcome:
-    """Money for invoices. What they counted against the credit limit can be used again."""
-    account = core.book.accounts.get(event.account_id)
-    if account is None:
-        return refusals.not_found("account", event.account_id)
-    owed = account.receivable_microcny
-    if not 0 < event.amount_microcny <= owed:
-        given = min(max(event.amount_microcny, -INT64_MAX), INT64_MAX)
-        return refusals.invalid(
-            f"account {event.account_id} has invoices of {format_cny(owed)} CNY to pay: a payment is of more than 0 and at most"
-            f" that, not of {format_cny(given)}. What is paid ahead is a top-up",
-            code="invalid_amount",
-            amount_microcny=given,
-            receivable_microcny=owed,
-        )
-    paid = core.book.pay(
-        event.account_id,
-        amount_microcny=event.amount_microcny,
-        channel=event.channel,
-        payment_ref=event.payment_ref,
-        now_us=core.now_us,
-    )
-    if isinstance(paid, Refused):
-        return refusals.from_ledger(paid)
-    left: dict[str, Fact] = {
-        "paid_microcny": event.amount_microcny,
-        "receivable_microcny": account.receivable_microcny,
-        "invoiced_uhs": account.invoiced_uhs,
-    }
-    return Accepted(facts=left)
-
-
 def close_period(core: Core, event: ClosePeriod) -> Outcome:
     """Invoice what is owed, then seal the trial balance."""
     if not event.period:
@@ -241,12 +209,8 @@ def close_period(core: Core, event: ClosePeriod) -> Outcome:
     if any(sealed.period == event.period for sealed in core.book.periods):
         return refusals.from_ledger(Refused(PERIOD_CLOSED, {"period": event.period}))
     for account_id in core.state.accounts:
-        core.book.close_invoice(
-            account_id,
-            invoice_id=f"{event.period}/{account_id}",
-            microcny_per_ct=core.plan_of(account_id).price_microcny_per_ct,
-            now_us=core.now_us,
-        )
+        invoices.issue(core, account_id, period=event.period)
+    core.note_dunning()
     sealed = core.book.close_period(event.period, now_us=core.now_us)
     return refusals.from_ledger(sealed) if isinstance(sealed, Refused) else Accepted()
 

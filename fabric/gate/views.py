@@ -166,6 +166,21 @@ class UnitsView(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int
 
 
+class InvoiceView(msgspec.Struct, frozen=True, kw_only=True):
+    """An invoice that isn't paid in full."""
+
+    invoice_id: str
+    number: int
+    price_microcny: int
+    unpaid_microcny: int
+    issued_at_us: int
+    due_at_us: int | None
+    """None = its plan says nothing."""
+    reminded: int
+    stopped_at_us: int | None
+    """Since when nothing more is held on credit because of it."""
+
+
 class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     """Settled and held apart, so that a balance doesn't jump when a job starts."""
 
@@ -197,6 +212,8 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     """Who pays for it together with other accounts: the share is theirs together."""
     packages: tuple[PackageView, ...] = ()
     """Of LLM tokens."""
+    invoices: tuple[InvoiceView, ...] = ()
+    """Those that aren't paid in full, oldest first."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,11 +37,21 @@ class Invoice(msgspec.Struct, kw_only=True, gc=False):
     invoice_id: str
     amount_uhs: int
     price_microcny: int
+    """In whole fen."""
     paid_microcny: int = 0
+    number: int = 0
+    """Counted from 1, without a gap; 0 = it is of before there were numbers."""
+    issued_at_us: int = 0
+    credited_microcny: int = 0
+    """What credit notes took off it."""
+    reminded: int = 0
+    """How often its account was reminded of it."""
+    stopped_at_us: int | None = None
+    """Since when its account has no credit because of it."""
 
     @property
     def unpaid_microcny(self) -> int:
-        return self.price_microcny - self.paid_microcny
+        return self.price_microcny - self.paid_microcny - self.credited_microcny
 
     @property
     def unpaid_uhs(self) -> int:
@@ -72,6 +82,8 @@ class Account(msgspec.Struct, kw_only=True):
     receivable_microcny: int = 0
     written_off_uhs: int = 0
     """Used, reported when nothing covered it any more, and borne by the operator: never owed."""
+    credit_stopped_at_us: int | None = None
+    """Since when nothing more is held on credit, because an invoice is overdue; None = it may be."""
     excused_uhs: int = 0
     """How far beyond its limit the account was let: by usage that had already happened, or by a lowered limit."""
     spending: tuple[Spending, ...] = ()
@@ -94,7 +106,7 @@ class Account(msgspec.Struct, kw_only=True):
     @property
     def credit_free_uhs(self) -> int:
         """The virtual last lot."""
-        return max(0, self.credit_limit_uhs - self.exposed_uhs)
+        return 0 if self.credit_stopped_at_us is not None else max(0, self.credit_limit_uhs - self.exposed_uhs)
 
     @property
     def owed_uhs(self) -> int:
@@ -140,4 +152,8 @@ class Account(msgspec.Struct, kw_only=True):
             part = min(amount_microcny, invoice.unpaid_microcny)
             invoice.paid_microcny += part
             amount_microcny -= part
+        self.drop_settled()
+
+    def drop_settled(self) -> None:
+        """Forget the invoices of which nothing is unpaid."""
         self.invoices = [invoice for invoice in self.invoices if invoice.unpaid_microcny]

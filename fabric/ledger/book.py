@@ -25,6 +25,7 @@ class Book(Ledger, kw_only=True, dict=True):
     close_invoice = funding.close_invoice
     sell = funding.sell
     pay = funding.pay
+    credit_note = funding.credit_note
     close_period = funding.close_period
 
     # what goes back

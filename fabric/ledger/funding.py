@@ -27,6 +27,8 @@ from fabric.units import INT64_MAX, UHS_PER_CT
 
 _SOLD: Final = (Origin.TOP_UP, Origin.BUNDLE, Origin.SUBSCRIPTION)
 _ON_ACCOUNT: Final = "receivable"
+FEN_MICROCNY: Final = 10_000
+"""A hundredth of a yuan: what documents of money count in."""
 
 
 def open_account(ledger: Ledger, account_id: str, *, now_us: int, credit_limit_uhs: int = 0) -> Refused | None:
@@ -202,7 +204,8 @@ def close_invoice(
     """Sell the customer what it used on credit, at the price of its time: debt becomes a receivable. None if it owes nothing.
 
     Nothing is forgiven: until it is paid, the invoice counts against the credit limit as the debt did. What is held on
-    credit is not invoiced before it is captured. The price is rounded half-even to 10⁻⁶ CNY, but never to nothing.
+    credit is not invoiced before it is captured. The price is rounded half-even to whole fen, once, but never to nothing; what
+    that adds to or takes off the price to 10⁻⁶ CNY is booked as rounding.
 
     Args:
         ledger: what is changed.
@@ -221,14 +224,23 @@ def close_invoice(
         return Refused(INVALID_AMOUNT, {"microcny_per_ct": microcny_per_ct})
     unpriced = debt - sum(each.amount_uhs for each in account.priced)
     exact = unpriced * microcny_per_ct + sum(each.amount_uhs * each.microcny_per_ct for each in account.priced)
-    price = max(half_even(exact, UHS_PER_CT), min(exact, 1))
+    earned = max(half_even(exact, UHS_PER_CT), min(exact, 1))
+    price = max(half_even(exact, UHS_PER_CT * FEN_MICROCNY), min(exact, 1)) * FEN_MICROCNY
     issued = debt - ledger.tokens_uhs["issued"]
     if issued > INT64_MAX or price - ledger.money_microcny["revenue"] > INT64_MAX:
         return Refused(BEYOND_INT64, {"debt_uhs": debt, "price_microcny": price})
     account.lower_debt(debt, newest_first=False)
     account.receivable_microcny += price
     if price:
-        account.invoices.append(Invoice(invoice_id=invoice_id, amount_uhs=debt, price_microcny=price))
+        ledger.invoices_made += 1
+        made = Invoice(
+            invoice_id=invoice_id,
+            amount_uhs=debt,
+            price_microcny=price,
+            number=ledger.invoices_made,
+            issued_at_us=now_us,
+        )
+        account.invoices.append(made)
     account.excuse()
     return postings.post(
         ledger,
@@ -237,7 +249,36 @@ def close_invoice(
         ref=invoice_id,
         at_us=now_us,
         tokens={"issued": -debt, "debt": debt},
-        money={_ON_ACCOUNT: price, "revenue": -price},
+        money={_ON_ACCOUNT: price, "revenue": -earned, "rounding": earned - price},
+    )
+
+
+def credit_note(ledger: Ledger, account_id: str, *, invoice_id: str, amount_microcny: int, now_us: int) -> Transfer:
+    """Take a part off an invoice that isn't paid, or all of it, and what it counts against the credit limit with it.
+
+    Args:
+        ledger: what is changed.
+        account_id: whose invoice.
+        invoice_id: one of the account's that aren't paid in full.
+        amount_microcny: more than 0, and at most what is unpaid of it.
+        now_us: when.
+    """
+    account = ledger.accounts[account_id]
+    invoice = next(each for each in account.invoices if each.invoice_id == invoice_id)
+    assert 0 < amount_microcny <= invoice.unpaid_microcny, f"{amount_microcny} of {invoice}"
+    invoice.credited_microcny += amount_microcny
+    account.receivable_microcny -= amount_microcny
+    account.drop_settled()
+    account.excuse()
+    ledger.credit_notes_made += 1
+    return postings.post(
+        ledger,
+        "credit_note",
+        account_id=account_id,
+        ref=invoice_id,
+        at_us=now_us,
+        tokens={},
+        money={_ON_ACCOUNT: -amount_microcny, "revenue": amount_microcny},
     )
 
 

@@ -116,6 +116,7 @@ def money_legs(
         "suspense": f"suspense/{channel}",
         "receivable": f"receivable/{account_id}",
         "revenue": f"op/{ledger.operator}/revenue",
+        "rounding": f"op/{ledger.operator}/rounding",
     }
     if currency == CNY:
         for name, amount in money.items():

@@ -65,6 +65,10 @@ class Ledger(msgspec.Struct, kw_only=True, dict=True):
     money_microcny: dict[str, int] = field(default_factory=lambda: _zeros(_MONEY))
     pending: list[Transfer] = []
     periods: list[Period] = []
+    invoices_made: int = 0
+    """The number of the last one."""
+    credit_notes_made: int = 0
+    """The number of the last one."""
     accounts: dict[str, Account] = field(default_factory=dict)
     lots: dict[str, Lot] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)

@@ -692,7 +692,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort", "charged_back_uhs", "packages")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort", "charged_back_uhs", "packages", "invoices")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -713,6 +713,7 @@ class BalanceReply(_message.Message):
     COHORT_FIELD_NUMBER: _ClassVar[int]
     CHARGED_BACK_UHS_FIELD_NUMBER: _ClassVar[int]
     PACKAGES_FIELD_NUMBER: _ClassVar[int]
+    INVOICES_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -733,7 +734,8 @@ class BalanceReply(_message.Message):
     cohort: str
     charged_back_uhs: int
     packages: _containers.RepeatedCompositeFieldContainer[Package]
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., charged_back_uhs: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[Package, _Mapping]]] = ...) -> None: ...
+    invoices: _containers.RepeatedCompositeFieldContainer[Invoice]
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., charged_back_uhs: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[Package, _Mapping]]] = ..., invoices: _Optional[_Iterable[_Union[Invoice, _Mapping]]] = ...) -> None: ...
 
 class Package(_message.Message):
     __slots__ = ("asset", "family", "weights", "granted", "free", "held", "used", "expired", "voided", "worth_uhs", "lots")
@@ -786,6 +788,26 @@ class PackageLot(_message.Message):
     price_microcny: int
     worth_uhs: int
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ..., used: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ..., worth_uhs: _Optional[int] = ...) -> None: ...
+
+class Invoice(_message.Message):
+    __slots__ = ("invoice_id", "number", "price_microcny", "unpaid_microcny", "issued_at_us", "due_at_us", "reminded", "stopped_at_us")
+    INVOICE_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PRICE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    UNPAID_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    DUE_AT_US_FIELD_NUMBER: _ClassVar[int]
+    REMINDED_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    invoice_id: str
+    number: int
+    price_microcny: int
+    unpaid_microcny: int
+    issued_at_us: int
+    due_at_us: int
+    reminded: int
+    stopped_at_us: int
+    def __init__(self, invoice_id: _Optional[str] = ..., number: _Optional[int] = ..., price_microcny: _Optional[int] = ..., unpaid_microcny: _Optional[int] = ..., issued_at_us: _Optional[int] = ..., due_at_us: _Optional[int] = ..., reminded: _Optional[int] = ..., stopped_at_us: _Optional[int] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")
@@ -1824,6 +1846,20 @@ class VoidLotRequest(_message.Message):
     amount_uhs: int
     reason: str
     def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., lot_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CreditInvoiceRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "invoice_id", "amount_microcny", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    INVOICE_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    invoice_id: str
+    amount_microcny: int
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., invoice_id: _Optional[str] = ..., amount_microcny: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RecordPaymentRequest(_message.Message):
     __slots__ = ("request_id", "account_id", "amount_microcny", "payment_ref")

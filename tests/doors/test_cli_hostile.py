@@ -29,7 +29,7 @@ ON_THIS_MACHINE = {"up", "down", "doctor", "calibrate serving", "audit export"}
 """They ask no fabric, but this machine, or an endpoint; an export is bytes as they are, JSON with nothing but base64."""
 FACTS = (
     "voided_uhs", "receivable_microcny", "price_microcny", "free_uhs", "amount_uhs", "amount_microcny",
-    "matched", "missing_here", "missing_there", "different",
+    "matched", "missing_here", "missing_there", "different", "credit_note",
 )  # fmt: skip
 LINES = {"logs", "run", "audit checkpoint"}
 """They show text of several lines, which are its own."""

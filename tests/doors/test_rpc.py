@@ -120,6 +120,9 @@ EVERY_REQUEST = [
     pb.SetQuotaRequest(request_id="r", accelerator="H100", cohort="one", nominal=1),
     pb.GrantRequest(request_id="r", account_id="acme", amount_uhs=1),
     pb.VoidLotRequest(request_id="r", account_id="acme", lot_id="lot-1", reason="a mistake"),
+    pb.CreditInvoiceRequest(
+        request_id="r", account_id="acme", invoice_id="none", amount_microcny=10_000, reason="mistake"
+    ),
     pb.RecordPaymentRequest(request_id="r", account_id="acme", amount_microcny=1, payment_ref="p"),
     pb.BookPaymentRequest(payment_id="PAYMENT", payment_ref="p", amount_microcny=1),
     pb.RefundPaymentRequest(request_id="r", payment_id="PAYMENT", reason="a mistake"),

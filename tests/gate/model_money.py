@@ -25,6 +25,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.idempotency import REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
+from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
 from fabric.placement.quota_terms import Quota
@@ -131,6 +132,31 @@ class MoneyRules(Driver):
         if again:
             assert self.ask(event) == outcome
             assert self.decisions[-1].transfers == ()
+
+    @rule(account=accounts, share=st.sampled_from([1, 2, 0, -1]), oldest=st.booleans())
+    def credit_invoice(self, account, share, oldest):
+        """A credit note takes off one invoice what nobody has paid of it, in whole fen, and never more."""
+        self.do(Tick())
+        unpaid = [(each[3], each[1] - each[2]) for each in self.money.invoices[account]]
+        name, most = unpaid[0 if oldest else -1] if unpaid else ("none", 0)
+        amount = most + 10_000 if share < 0 else most if share == 1 else most // 2 // 10_000 * 10_000 * share
+        before, due = self.book.credit_notes_made, self.money.due(account)
+        event = CreditInvoice(account_id=account, invoice_id=name, amount_microcny=amount, reason="a mistake")
+        outcome = self.ask(event)
+        if not unpaid:
+            assert outcome.code == "not_found"
+        elif not 0 < amount <= most:
+            assert outcome.code == "invalid_amount"
+        else:
+            assert outcome.facts["credit_note"] == before + 1
+            assert outcome.facts["receivable_microcny"] == due - amount == self.money.due(account)
+
+    @invariant()
+    def invoices_are_numbered_without_gaps(self):
+        found = [each.number for account in self.book.accounts.values() for each in account.invoices]
+        assert len(found) == len(set(found))
+        transfers = [each for decision in self.decisions for each in decision.transfers if each.kind == "invoice"]
+        assert self.book.invoices_made == sum(any(leg.asset == "CNY" for leg in each.postings) for each in transfers)
 
     def entitled(self, account):
         """What bundles gave besides tokens and is still good: a purchase lets go of what isn't."""

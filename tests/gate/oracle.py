@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from fabric.ledger.state import REFUND_MARGIN_US
 from fabric.units import UHS_PER_CT
+from tests.gate.oracle_lots import CREDIT, assert_same_lots, refilled
 
-CREDIT = ""
 S = 1_000_000
 
 
@@ -109,11 +109,11 @@ class Auditor:
 
     def unpaid(self, account):
         """Tokens in invoices: as much of each as of its price isn't paid."""
-        return sum(-(-amount * (price - paid) // price) for amount, price, paid in self.invoices[account])
+        return sum(-(-amount * (price - paid) // price) for amount, price, paid, _ in self.invoices[account])
 
     def due(self, account):
         """Money in invoices."""
-        return sum(price - paid for _, price, paid in self.invoices[account])
+        return sum(price - paid for _, price, paid, _ in self.invoices[account])
 
     def owes(self, account):
         return self.debt[account] + self.unpaid(account)
@@ -358,12 +358,23 @@ class Auditor:
         assert debt == self.debt[account]
         exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in self.at_price[account])
         (price,) = [leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"] or (0,)
-        assert price == (max(round(exact), 1) if exact else 0)
+        rounding = sum(leg.amount for leg in transfer.postings if leg.account == "op/op/rounding")
+        assert price == (max(round(exact / 10_000), 1) * 10_000 if exact else 0), "in whole fen, rounded once"
+        assert price + rounding == (max(round(exact), 1) if exact else 0), "and the difference is booked"
         before = self.owes(account)
         self.owe_less(account, debt, newest=False)
         if price:
-            self.invoices[account].append([debt, price, 0])
+            self.invoices[account].append([debt, price, 0, transfer.ref])
         assert self.owes(account) == before or not price, "a close forgave something"
+
+    def _credit_note(self, transfer, amounts, use_of, terms_of):
+        account = transfer.account_id
+        (amount,) = [-leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"]
+        (invoice,) = [each for each in self.invoices[account] if each[3] == transfer.ref]
+        assert amounts == {}
+        assert 0 < amount <= invoice[1] - invoice[2]
+        invoice[2] += amount
+        self.invoices[account] = [each for each in self.invoices[account] if each[1] > each[2]]
 
     def _payment(self, transfer, amounts, use_of, terms_of):
         account = transfer.account_id
@@ -375,25 +386,3 @@ class Auditor:
             invoice[2] += part
             amount -= part
         self.invoices[account] = [invoice for invoice in self.invoices[account] if invoice[1] > invoice[2]]
-
-
-def refilled(queue, back, *, new):
-    """What came back stands where it stood: before what was held after it."""
-    for lot_id, part in back:
-        if queue and queue[0][0] == lot_id:
-            queue = [(lot_id, queue[0][1] + part), *queue[1:]]
-        elif part:
-            queue = [(lot_id, part), *queue]
-    return queue + new
-
-
-def assert_same_lots(parts, transfer):
-    found, said = defaultdict(int), defaultdict(int)
-    for lot_id, part in parts:
-        found[lot_id] += part
-    found.pop(CREDIT, None)
-    for share in transfer.lots:
-        said[share.lot_id] += share.amount_uhs
-    assert dict(said) == dict(found), f"{transfer} should have touched {dict(found)}"
-    order = list(dict.fromkeys(share.lot_id for share in transfer.lots))
-    assert order == list(found), f"{transfer} should have gone in the order {list(found)}"

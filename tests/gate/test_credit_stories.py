@@ -47,7 +47,7 @@ def test_what_was_used_on_credit_is_invoiced_at_the_close_and_free_when_it_is_pa
     )
     assert (story.gate.state.book.accounts["cyd"].debt_uhs, story.free("cyd")) == (300 * S, 200 * S)
     decision = story.do(ClosePeriod(period="2023-11"))
-    price = 300 * 400_000 // 3_600
+    earned, price = 300 * 400_000 // 3_600, 30_000
     assert moved(decision) == [
         (
             "invoice",
@@ -55,7 +55,8 @@ def test_what_was_used_on_credit_is_invoiced_at_the_close_and_free_when_it_is_pa
                 ("op/op/issued", "CT"): -300 * S,
                 ("cust/cyd/debt", "CT"): 300 * S,
                 ("receivable/cyd", "CNY"): price,
-                ("op/op/revenue", "CNY"): -price,
+                ("op/op/revenue", "CNY"): -earned,
+                ("op/op/rounding", "CNY"): earned - price,
             },
         )
     ]
@@ -134,7 +135,7 @@ def test_what_was_used_is_invoiced_at_the_price_of_its_time(story):
     story.must(ClosePeriod(period="p"))
     account = story.gate.state.book.accounts["cyd"]
     exact = Fraction(300 * 400_000 + 100 * 1_200_000, 3_600)
-    assert account.receivable_microcny == round(exact)
+    assert account.receivable_microcny == round(exact / 10_000) * 10_000
     assert (account.priced, account.debt_uhs) == ([], 0)
     twin = Gate.restore(story.gate.snapshot())
     assert twin.snapshot() == story.gate.snapshot()
@@ -154,7 +155,10 @@ def test_a_refund_takes_back_what_was_used_last_at_its_own_price(story):
     )
     assert story.gate.state.book.accounts["cyd"].debt_uhs == 100 * S
     story.must(ClosePeriod(period="p"))
-    assert story.gate.state.book.accounts["cyd"].receivable_microcny == round(Fraction(100 * 400_000, 3_600))
+    assert (
+        story.gate.state.book.accounts["cyd"].receivable_microcny
+        == round(Fraction(100 * 400_000, 3_600) / 10_000) * 10_000
+    )
 
 
 @pytest.mark.parametrize(("given", "limit"), [(None, 2_000), (0, 0), (1, 1), (700, 700)])

@@ -153,6 +153,7 @@ DIGESTS = {
     "close_project": "0ab927fe1cc6edaf",
     "configure": "656429be0855b532",
     "create_key": "4c5d53b1cc4b5168",
+    "credit_invoice": "64256b062062ce0c",
     "create_project": "8ff9f76309c1671d",
     "grant": "6d022dc85450f6c7",
     "offer_model": "be85ca871bea6046",

@@ -42,6 +42,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Refusal, RemoveLease, StartLease, StopLease
+from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.limit_events import LearnZone, LimitTerms, SetLimit, Whose
 from fabric.gate.payment_events import (
     AskPayment,
@@ -370,6 +371,7 @@ def settle(told: Telling) -> None:
     eve: dict[str, Any] = {"account_id": "eve"}
     told.tell(Authorize(hold_id="credit", amount_uhs=300 * S, use=Use(service=Service.INFERENCE), ttl_us=60 * S, **eve))
     told.tell(SettleHold(hold_id="credit", seq=1, used_uhs=200 * S, **eve), ClosePeriod(period="2023-10"))
+    told.tell(CreditInvoice(invoice_id="2023-10/eve", amount_microcny=10_000, reason="a slip", **eve))
     told.tell(RecordPayment(amount_microcny=1_000, payment_ref="bank-1", **eve))
     told.tell(RevokeKey(key_id="k-dan"), NodeDown(node_id="x2"))
     told.tell(Tick(), after=20 * 86_400)

@@ -131,9 +131,19 @@ def test_a_lowered_limit_takes_back_nothing_and_grants_nothing(funded, use):
 
 
 @pytest.mark.parametrize(
-    ("debt_ct", "price", "charged"), [(2, 450_000, 900_000), ("half", 3, 2), ("half", 5, 2), ("half", 7, 4)]
+    ("debt_ct", "price", "earned", "charged"),
+    [
+        (2, 450_000, 900_000, 900_000),
+        ("half", 30_000, 15_000, 20_000),
+        ("half", 50_000, 25_000, 20_000),
+        ("half", 70_000, 35_000, 40_000),
+        ("half", 50_001, 25_000, 30_000),
+        ("half", 3, 2, 10_000),
+    ],
 )
-def test_an_invoice_turns_debt_into_a_receivable_rounded_half_even(book, use, debt_ct, price, charged):
+def test_an_invoice_turns_debt_into_a_receivable_rounded_half_even_to_whole_fen(
+    book, use, debt_ct, price, earned, charged
+):
     debt = UHS_PER_CT // 2 if debt_ct == "half" else debt_ct * UHS_PER_CT
     book.set_credit_limit("ada", credit_limit_uhs=debt)
     book.authorize("ada", hold_id="h", amount_uhs=debt, use=use, now_us=0, expires_at_us=None)
@@ -144,7 +154,8 @@ def test_an_invoice_turns_debt_into_a_receivable_rounded_half_even(book, use, de
         "op/op/issued": -debt,
         "cust/ada/debt": debt,
         "receivable/ada": charged,
-        "op/op/revenue": -charged,
+        "op/op/revenue": -earned,
+        **({"op/op/rounding": earned - charged} if earned != charged else {}),
     }
     balance = book.balance("ada", now_us=1)
     assert (balance.debt_uhs, balance.credit_free_uhs, balance.receivable_microcny) == (0, 0, charged)
@@ -159,7 +170,7 @@ def test_what_is_only_held_on_credit_is_not_invoiced(book, use):
     book.capture("h", amount_uhs=30, now_us=1)
     book.close_invoice("ada", invoice_id="i", microcny_per_ct=1, now_us=1)
     assert book.free("ada", now_us=1) == 20
-    book.pay("ada", amount_microcny=1, channel="bank", payment_ref="p", now_us=1)
+    book.pay("ada", amount_microcny=10_000, channel="bank", payment_ref="p", now_us=1)
     assert book.free("ada", now_us=1) == 50
 
 

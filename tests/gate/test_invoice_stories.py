@@ -1,0 +1,177 @@
+"""Stories of invoices: numbered, in whole fen, overdue by their plan's terms, credited, paid; each step once and with its date."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric.charging.catalogue import Dunning
+from fabric.gate import Gate, derived
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import ClosePeriod, RecordPayment, Tick
+from fabric.gate.invoice_events import CreditInvoice
+from fabric.gate.questions import BalanceOf, NoticesOf
+from fabric.gate.serving_events import Authorize, SettleHold
+from tests.gate.tills import HOUR, USE
+from tests.gate.world import CATALOGUE, CONFIGURE, DAY, T0, S
+
+TERMS = Dunning(due_days=10, remind_days=(0, 5), stop_days=7)
+PLANS = tuple(msgspec.structs.replace(plan, dunning=TERMS) if plan.name == "post" else plan for plan in CATALOGUE.plans)
+POSTPAID = msgspec.structs.replace(CONFIGURE, catalogue=msgspec.structs.replace(CATALOGUE, plans=PLANS))
+
+
+class Books:
+    """Dan's, on credit of 2,000 s at 0.4 CNY an hour; restored after every event."""
+
+    def __init__(self):
+        self.gate, self.now, self.made, self.money = Gate(), T0, 0, {}
+        self.do(POSTPAID)
+        self.do(OpenAccount(account_id="dan", name="", plan="post"))
+
+    def do(self, event):
+        restored = Gate.restore(self.gate.snapshot())
+        decision = self.gate.handle(event, self.now)
+        assert restored.handle(event, self.now) == decision
+        derived.assert_same(self.gate._core, restored._core)
+        self.gate.check()
+        for transfer in decision.transfers:
+            for leg in transfer.postings:
+                if leg.asset == "CNY":
+                    self.money[leg.account] = self.money.get(leg.account, 0) + leg.amount
+        return decision.outcome
+
+    def use(self, seconds):
+        self.made += 1
+        name = f"h{self.made}"
+        granted = self.do(Authorize(hold_id=name, account_id="dan", amount_uhs=seconds * S, use=USE, ttl_us=HOUR))
+        if hasattr(granted, "code"):
+            return granted
+        return self.do(SettleHold(hold_id=name, account_id="dan", seq=1, used_uhs=seconds * S))
+
+    def close(self, period):
+        return self.do(ClosePeriod(period=period))
+
+    def after(self, days):
+        self.now += round(days * DAY)
+        self.do(Tick())
+        return self
+
+    def pay(self, amount):
+        self.made += 1
+        return self.do(RecordPayment(account_id="dan", amount_microcny=amount, payment_ref=f"B{self.made}"))
+
+    def credit(self, invoice, amount, reason="a mistake"):
+        return self.do(CreditInvoice(account_id="dan", invoice_id=invoice, amount_microcny=amount, reason=reason))
+
+    def balance(self):
+        return self.gate.ask(BalanceOf(account_id="dan"), self.now)
+
+    def heard(self):
+        return [each.what for each in self.gate.ask(NoticesOf(account_id="dan"), self.now)]
+
+
+@pytest.fixture
+def books():
+    return Books()
+
+
+def test_invoices_are_of_whole_fen_numbered_and_the_difference_is_booked(books):
+    books.use(700)
+    books.close("one")
+    books.close("empty")
+    books.use(100)
+    books.close("two")
+    one, two = books.balance().invoices
+    assert [(each.number, each.price_microcny) for each in (one, two)] == [(1, 80_000), (2, 10_000)]
+    assert books.money["op/op/revenue"] == -77_778 - 11_111
+    assert books.money["op/op/rounding"] == 77_778 + 11_111 - 90_000
+    assert (one.issued_at_us, one.due_at_us) == (T0, T0 + 10 * DAY)
+
+
+def test_what_is_invoiced_counts_against_the_limit_until_it_is_paid(books):
+    books.use(1_500)
+    books.close("one")
+    assert books.use(600).code == "insufficient_tokens", "nothing renews by closing a period"
+    books.pay(books.balance().receivable_microcny)
+    assert not hasattr(books.use(600), "code")
+
+
+def test_an_overdue_invoice_is_reminded_of_then_nothing_more_is_held_on_credit(books):
+    books.use(700)
+    books.close("one")
+    assert books.after(9.9).heard() == ["invoice"]
+    assert books.after(0.1).heard()[-1] == "invoice_overdue"
+    assert books.after(5).heard().count("invoice_overdue") == 2
+    assert not hasattr(books.use(10), "code")
+    books.after(2.5)
+    (invoice,) = books.balance().invoices
+    assert (invoice.reminded, invoice.stopped_at_us) == (2, T0 + 17 * DAY), "dated when it fell due"
+    assert books.heard()[-1] == "credit_stopped"
+    assert books.use(10).code == "insufficient_tokens"
+    books.pay(70_000)
+    assert books.use(10).code == "insufficient_tokens", "all of it has to be paid"
+    books.pay(10_000)
+    assert books.heard()[-1] == "credit_restored"
+    assert not hasattr(books.use(10), "code")
+
+
+def test_a_credit_note_names_its_invoice_and_lifts_what_it_led_to(books):
+    books.use(700)
+    books.close("one")
+    books.after(20)
+    assert books.credit("one/dan", 80_001).code == "invalid_amount"
+    assert books.credit("one/dan", 5).code == "invalid_amount", "whole fen"
+    assert books.credit("one/dan", 30_000, reason=" ").code == "invalid_reason"
+    assert books.credit("one/ada", 30_000).code == "not_found"
+    assert books.credit("one/dan", 30_000).facts["credit_note"] == 1
+    assert (books.balance().receivable_microcny, books.balance().invoices[0].unpaid_microcny) == (50_000, 50_000)
+    assert books.credit("one/dan", 50_000).facts["credit_note"] == 2
+    assert books.balance().invoices == ()
+    assert books.heard()[-2:] == ["credit_restored", "invoice_credited"]
+    assert books.credit("one/dan", 10_000).code == "not_found", "nothing of it is unpaid"
+
+
+def test_terms_that_are_set_later_are_for_what_is_unpaid_then(books):
+    books.do(CONFIGURE)
+    books.use(700)
+    books.close("one")
+    assert books.after(100).heard() == ["invoice"]
+    books.do(POSTPAID)
+    assert books.after(0).heard()[-1] == "credit_stopped"
+
+
+DEEDS = st.one_of(
+    st.tuples(st.just("use"), st.integers(1, 900)),
+    st.tuples(st.just("close"), st.none()),
+    st.tuples(st.just("after"), st.integers(0, 20)),
+    st.tuples(st.just("pay"), st.integers(1, 3)),
+    st.tuples(st.just("credit"), st.integers(1, 3)),
+)
+
+
+@settings(max_examples=60)
+@given(deeds=st.lists(DEEDS, max_size=25))
+def test_whatever_happens_money_agrees_and_an_overdue_account_has_no_credit(deeds):
+    books = Books()
+    for number, (deed, much) in enumerate(deeds):
+        due = books.balance().receivable_microcny
+        unpaid = books.balance().invoices
+        match deed:
+            case "use" | "after":
+                getattr(books, deed)(much)
+            case "close":
+                books.close(f"p{number}")
+            case "pay" if due:
+                books.pay(due // much)
+            case "credit" if unpaid:
+                books.credit(unpaid[-1].invoice_id, unpaid[-1].unpaid_microcny // much // 10_000 * 10_000)
+        now = books.balance()
+        assert now.receivable_microcny == sum(each.unpaid_microcny for each in now.invoices)
+        assert sum(books.money.values()) == 0
+        overdue = [each for each in now.invoices if each.due_at_us + 7 * DAY <= books.now]
+        account = books.gate.state.book.accounts["dan"]
+        assert (account.credit_stopped_at_us is not None) == bool(overdue)
+        assert all((each.stopped_at_us is not None) == (each in overdue) for each in now.invoices)
+        assert [each.number for each in now.invoices] == sorted({each.number for each in now.invoices})
+        if overdue:
+            assert account.credit_free_uhs == 0
