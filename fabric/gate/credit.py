@@ -36,6 +36,7 @@ def authorize(core: Core, event: Authorize) -> Outcome:
         wanted=event.wanted,
         amount_uhs=event.amount_uhs,
         minimum_uhs=event.amount_uhs if event.minimum_uhs is None else event.minimum_uhs,
+        ceiling_uhs=within_uhs,
     )
     answer = core.book.authorize(
         event.account_id,
@@ -77,6 +78,7 @@ def update(core: Core, event: UpdateHold) -> Outcome:
         wanted=event.wanted if is_new and ceiling_uhs != 0 else None,
         amount_uhs=event.more_uhs,
         minimum_uhs=event.minimum_uhs,
+        ceiling_uhs=ceiling_uhs,
         used=billed.units,
         held=packages.held(core, hold),
     )

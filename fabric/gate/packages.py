@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from fabric.charging.catalogue import COMPUTE
 from fabric.charging.packages import UNITS_MAX, Paid, at_worst
 from fabric.charging.plans import LotTerms
-from fabric.charging.rates import Rate, rate_for, worst_uhs
+from fabric.charging.rates import MTOK, Rate, rate_for, worst_uhs
 from fabric.charging.records import Cdr, PackageUse
 from fabric.gate import models, refusals
 from fabric.gate.core import Core
@@ -52,6 +52,7 @@ def more(
     wanted: Wanted | None,
     amount_uhs: int,
     minimum_uhs: int,
+    ceiling_uhs: int | None = None,
     used: Mapping[str, int] = {},
     held: Mapping[str, int] = {},
 ) -> More:
@@ -64,12 +65,16 @@ def more(
         wanted: the LLM tokens that `amount_uhs` and `minimum_uhs` are for; None = nobody counts in them.
         amount_uhs: compute tokens, if there were no packages.
         minimum_uhs: the least of them that is of use.
+        ceiling_uhs: what limits leave: packages are held for no more tokens than that would pay for; None = there are none.
         used: what is taken of each asset before.
         held: what is held of each for that.
     """
     if wanted is None or not core.book.packages:
         return More({}, amount_uhs, minimum_uhs)
     units: dict[str, int] = {}
+    rate = _rate(core, use, wanted)
+    if rate is not None and ceiling_uhs is not None:
+        wanted = _within(wanted, rate, ceiling_uhs)
     all_of_it = [wanted.prompt_tokens, wanted.completion_tokens]
     least = [wanted.least_prompt_tokens, wanted.least_completion_tokens]
     for package, free in ledgers.for_use(core.book, account_id, use=use, now_us=core.now_us):
@@ -82,7 +87,6 @@ def more(
         least = [max(0, least[0] - prompts), max(0, least[1] - completions)]
     if not units:
         return More({}, amount_uhs, minimum_uhs)
-    rate = _rate(core, use, wanted)
     if rate is None:
         spared, least_spared = (
             (amount_uhs, minimum_uhs) if not any(all_of_it) else (0, 0 if any(least) else minimum_uhs)
@@ -274,6 +278,20 @@ def _rate(core: Core, use: Use, wanted: Wanted) -> Rate | None:
         return None
     price = models.price_of(model, version=wanted.rate_version, at_us=core.now_us)
     return None if price is None else rate_for(price.rates, accelerator=use.accelerators[0])
+
+
+def _within(wanted: Wanted, rate: Rate, ceiling_uhs: int) -> Wanted:
+    """As many of these tokens as so much would pay for, whatever of them turns out cached or reasoning."""
+    read, written = (max(rate.numbers[:2]), max(rate.numbers[2:]))
+    room = ceiling_uhs * MTOK
+    prompts = min(wanted.prompt_tokens, room // read) if read else wanted.prompt_tokens
+    room -= prompts * read
+    completions = min(wanted.completion_tokens, room // written) if written else wanted.completion_tokens
+    return replace(
+        wanted,
+        prompt_tokens=prompts,
+        completion_tokens=completions if prompts == wanted.prompt_tokens else 0,
+    )
 
 
 def _worst(rate: Rate, prompt: int, completion: int) -> int:

@@ -3,7 +3,7 @@
 import msgspec
 
 from fabric.audit.verify import verify_export
-from fabric.charging.catalogue import Bundle, Component, Cycle, Restriction, Subscription
+from fabric.charging.catalogue import Bundle, Component, Cycle, Overflow, Restriction, Subscription
 from fabric.charging.packages import Weights, asset_of
 from fabric.charging.rates import Rate
 from fabric.gate import Gate
@@ -67,6 +67,15 @@ CATALOG = msgspec.structs.replace(
             rollover_max_uhs=300 * T,
             restriction=of_models("qwen3"),
         ),
+        Subscription(
+            name="closed",
+            plan="starter",
+            price_microcny=9_900_000,
+            amount_uhs=100 * T,
+            asset=QWEN,
+            overflow=Overflow.BLOCK,
+            restriction=of_models("qwen3"),
+        ),
     ),
 )
 
@@ -107,7 +116,9 @@ class Shop(Clockwork):
     def buys(self, name):
         return self.do(BuyBundle(account_id="ada", bundle=name, channel="sandbox")).outcome
 
-    def opens(self, hold="s1", *, prompt=10, completion=100, model="qwen3", amount=None, least=1, account="ada"):
+    def opens(
+        self, hold="s1", *, prompt=10, completion=100, model="qwen3", amount=None, least=1, account="ada", key=None
+    ):
         whole = prompt * 40 + completion * 400
         wanted = Wanted(
             prompt_tokens=prompt,
@@ -123,6 +134,7 @@ class Shop(Clockwork):
             use=use(model),
             ttl_us=60 * S,
             minimum_uhs=prompt * 40 + least * 400,
+            key_id=key,
             wanted=wanted,
         )
         return self.do(event).outcome

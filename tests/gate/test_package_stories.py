@@ -1,8 +1,10 @@
 """Packages of LLM tokens: bought, used by calls before compute tokens, and exact to the token."""
 
+import msgspec
 import pytest
 
 from fabric.gate import Gate
+from fabric.gate.account_events import CreateKey
 from fabric.gate.events import Subscribe, Tick, TopUp, VoidLot
 from fabric.gate.questions import BalanceOf
 from fabric.gate.serving_events import (
@@ -161,6 +163,29 @@ def test_a_subscription_of_a_package_rolls_over_what_is_left_and_what_is_held_of
     shop.reports(shop.call(prompt=0, completion=100), end=True)
     shop.at(30 * 86_400 + 1).do(Tick())
     assert shop.totals() == {"free": 1_300 * T, "held": 0, "captured": 400 * T, "expired": 600 * T, "voided": 0}
+
+
+def test_a_subscription_that_blocks_lets_its_models_be_called_from_packages_alone(shop):
+    shop.do(Subscribe(account_id="ada", subscription="closed", channel="sandbox"))
+    shop.do(TopUp(account_id="ada", amount_uhs=10_000_000))
+    assert (shop.opens(prompt=0, completion=30).held_uhs, shop.held()) == (0, {QWEN: 100 * T})
+    assert shop.opens("s2", prompt=0, completion=30).code == "insufficient_tokens"
+    assert shop.opens("s3", model="llama", prompt=0, completion=30).held_uhs == 30 * 400
+    shop.buys("small")
+    shop.opens("s4", prompt=0, completion=30)
+    assert shop.held("s4") == {QWEN: 120 * T}
+
+
+def test_the_limit_of_a_key_counts_what_a_package_paid_for_at_what_it_would_have_cost(shop):
+    shop.buys("small")
+    shop.do(CreateKey(key_id="k", account_id="ada", secret_sha256="", limit_uhs=20_000))
+    shop.opens(completion=30, key="k")
+    shop.reports(msgspec.structs.replace(shop.call(completion=30), key_id="k"), end=True)
+    assert shop.gate.state.keys["k"].spent_uhs == 10 * 40 + 30 * 400
+    shop.opens("s2", completion=30, key="k")
+    assert shop.held("s2") == {QWEN: (10 + 18 * 4) * T}, "as much as what the limit leaves would pay for"
+    shop.reports(msgspec.structs.replace(shop.call("c2", completion=18), key_id="k"), hold="s2", end=True)
+    assert shop.opens("s3", completion=30, key="k").code == "key_limit_reached"
 
 
 def test_a_package_booked_by_mistake_can_be_voided(shop):
