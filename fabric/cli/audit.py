@@ -24,11 +24,17 @@ TrustedKey = Annotated[str | None, typer.Option("--key", help="The public key yo
 Witnessed = Annotated[
     Path | None, typer.Option("--witnessed", help="An older checkpoint of the same log, which you kept.")
 ]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="A C2SP tlog-policy: logs to believe, and witnesses that must have cosigned."),
+]
 NO_KEY_GIVEN: Final = 3
 """How a check ends that shows a whole file, signed with a key that nobody has vouched for."""
 _REMEDIES: Final = {
     "no_export": "give a file that `fabric audit export FILE` has written",
     "export_cut_short": "export it again with `fabric audit export {file}`",
+    "no_policy": "a policy has lines as C2SP tlog-policy says: log KEY, witness NAME KEY, group NAME COUNT NAMES, quorum NAME",
+    "not_witnessed": "ask the operator for a checkpoint that they have cosigned, and give it as --witnessed",
     "another_key": "check --key against the key that the operator publishes; with the right one, the export is not theirs",
     "not_verified": "export it again; if that does not verify either, keep both files and ask the operator",
 }
@@ -97,6 +103,7 @@ def verify(
     *,
     key: TrustedKey = None,
     witnessed: Witnessed = None,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well and --key has signed it,
@@ -107,7 +114,7 @@ def verify(
     from fabric.audit.verify import Lines, verify_export  # noqa: PLC0415  # it needs cryptography, which a client alone has not
 
     try:
-        report = verify_export(Lines(file), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+        report = verify_export(Lines(file), trusted_key=key, witnessed=_text(witnessed), policy=_text(policy))
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
     _tell(report, file, as_json=as_json)
@@ -121,6 +128,7 @@ def verify_receipt(
     *,
     key: TrustedKey = None,
     witnessed: Witnessed = None,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check receipts offline: each entry's hash, its proof and the signature of its checkpoint. Ends as `verify` does.
@@ -129,7 +137,7 @@ def verify_receipt(
     """
     from fabric.audit.verify import verify_receipts  # noqa: PLC0415
 
-    report = verify_receipts(_read(file), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+    report = verify_receipts(_read(file), trusted_key=key, witnessed=_text(witnessed), policy=_text(policy))
     _tell(report, file, as_json=as_json)
 
 
@@ -168,6 +176,10 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
+
+
+def _text(file: Path | None) -> str | None:
+    return _read(file) if file else None
 
 
 def _unreadable(file: Path, error: OSError | UnicodeDecodeError) -> InvalidRequest:

@@ -13,7 +13,8 @@ it was rewritten. What the entries say is reckoned again: no charge but by count
 hold, no lot that expires before its time.
 
 Where to read: `exports` (an export's lines) and `receipts` hold `notes` (signatures) and `tree` (hashes) against each
-other; `books` adds up what the entries say, `lots`, `calls` and `leases` reckon it again.
+other, and `policy` against witnesses; `books` adds up what the entries say, `lots`, `sales`,
+`calls`, `rates`, `leases` and `jobs` reckon it again, and `numbers` tells whether something is left out.
 """
 
 from .check import Lines

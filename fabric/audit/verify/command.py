@@ -17,14 +17,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--receipts", action="store_true", help="the file has receipts")
     parser.add_argument("--key", help="the operator's published verifier key: <name>+<key id>+<base64>")
     parser.add_argument("--witnessed", type=Path, help="a file with an older checkpoint of the same log")
+    parser.add_argument(
+        "--policy", type=Path, help="a tlog-policy: logs to believe, and witnesses that must have cosigned"
+    )
     given = parser.parse_args(argv)
     try:
         witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
+        policy = given.policy.read_text(encoding="utf-8") if given.policy else None
         if given.receipts:
             text = given.export.read_bytes().decode().removesuffix("\n")
-            report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed)
+            report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed, policy=policy)
         else:
-            report = verify_export(Lines(given.export), trusted_key=given.key, witnessed=witnessed)
+            report = verify_export(Lines(given.export), trusted_key=given.key, witnessed=witnessed, policy=policy)
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
         return 2

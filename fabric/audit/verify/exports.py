@@ -16,16 +16,19 @@ from .tree import EMPTY, Tree, consistent, included, leaf_hash
 _SEAL = "token-fabric-audit-export"
 
 
-def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
+def verify_export(
+    lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None, policy: str | None = None
+) -> Report:
     """Check an export line by line, twice: first its seal, then what it says. No more of it is kept than the books need.
 
     Args:
         lines: the file's lines, with or without their newlines. What can be read only once (an iterator) is kept whole.
         trusted_key: the operator's verifier key, `<name>+<key id>+<base64>`. None = the one in the export.
         witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
+        policy: a C2SP tlog-policy: logs that are believed, and witnesses that must have cosigned this checkpoint or that.
     """
     again = list(lines) if iter(lines) is lines else lines
-    return reported(ExportCheck(Report(), trusted_key, witnessed), again)
+    return reported(ExportCheck(Report(), trusted_key, witnessed, policy), again)
 
 
 class ExportCheck(Check):
@@ -52,6 +55,7 @@ class ExportCheck(Check):
             raise Wrong("the export was changed after it was signed")
         old_size, old_root = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
         require(old_size <= report.size, f"the log was cut: {old_size} entries were witnessed, {report.size} are left")
+        self._quorum(last["checkpoint"])
         since = loads(before_last) if before_last.startswith('{"consistent_since":') else None
         body = (loads(line) for line in islice(map(_bare, lines), 1, count - 1 - bool(since)))
         if report.account is None:

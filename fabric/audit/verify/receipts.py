@@ -13,15 +13,18 @@ from .tree import EMPTY, included, leaf_hash
 _TLOG_PROOF = "c2sp.org/tlog-proof@v1"
 
 
-def verify_receipts(text: str, *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
+def verify_receipts(
+    text: str, *, trusted_key: str | None = None, witnessed: str | None = None, policy: str | None = None
+) -> Report:
     """Check receipts: that each entry is in the log that its checkpoint seals.
 
     Args:
         text: a JSON list of receipts, one of them, or a C2SP tlog-proof whose extra data are the entry.
         trusted_key: the operator's verifier key. None = the one in the receipt; a tlog-proof names none.
         witnessed: the note of an older checkpoint of the same log.
+        policy: a C2SP tlog-policy, as of an export.
     """
-    return reported(ReceiptsCheck(Report(), trusted_key, witnessed), [text])
+    return reported(ReceiptsCheck(Report(), trusted_key, witnessed, policy), [text])
 
 
 class ReceiptsCheck(Check):
@@ -41,6 +44,7 @@ class ReceiptsCheck(Check):
             self.report.root = root.hex()
             old_size, old_root = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
             require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
+            self._quorum(note)
             self._receipt(receipt, root)
         if old_size not in (0, self.report.size):
             self.report.notes.append("that nothing was rewritten since shows an export: fabric audit export --since")
