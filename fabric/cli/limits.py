@@ -62,7 +62,11 @@ def limit(
         )
         return
     whose = f"{key_id or project or member or 'the account'} has"
-    say(f"{whose} no such limit any more" if remove else f"{whose} a limit of {amount} {_UNITS[unit]} per {per}")
+    say(
+        f"{whose} no such limit any more"
+        if remove
+        else f"{whose} a limit of {amount} {_UNITS.get(unit, unit)} per {per}"
+    )
 
 
 def list_limits(
@@ -79,7 +83,7 @@ def list_limits(
 def told(one: pb.Limit) -> str:
     """As in `1.5 of 5 CT a day`."""
     period = "ever" if one.period == "life" else f"a {one.period}"
-    return f"{_number(one.used, one.unit)} of {_number(one.amount, one.unit)} {_UNITS[one.unit]} {period}"
+    return f"{_number(one.used, one.unit)} of {_number(one.amount, one.unit)} {_UNITS.get(one.unit, one.unit)} {period}"
 
 
 def _number(amount: int, unit: str) -> str:
@@ -99,7 +103,7 @@ _UNITS: Final = {"ct": "CT", "cny": "CNY", "llm": "LLM tokens"}
 _COLUMNS: Final[dict[str, Any]] = {
     "of": lambda one: "account" if one.whose == "account" else f"{one.whose} {one.name}",
     "per": lambda one: one.period,
-    "in": lambda one: _UNITS[one.unit],
+    "in": lambda one: _UNITS.get(one.unit, one.unit),
     "limit": lambda one: _number(one.amount, one.unit),
     "used": lambda one: _number(one.used, one.unit),
     "held": lambda one: _number(one.held, one.unit),

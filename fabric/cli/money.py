@@ -24,6 +24,7 @@ from fabric.cli.output import (
     tell,
 )
 from fabric.cli.session import AsJson, ForAccount, client, job_named
+from fabric.cli.usage_by import print_by
 from fabric.client.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
@@ -140,6 +141,7 @@ def usage(
     every_call: Annotated[
         bool, typer.Option("--calls", help="Every call of a language model, not a line a model.")
     ] = False,
+    by: Annotated[str, typer.Option(help="Sums instead: for each key, model, job, or value of a tag (tag:team).")] = "",
     since: Since = "",
     until: Until = "",
     account: ForAccount = "",
@@ -155,6 +157,9 @@ def usage(
     if (until_us := parse_moment(until)) is not None:
         request.until_us = until_us
     found = door.collect(request, pb.Cdr)
+    if by:
+        print_by(door, found, by, as_json=as_json)
+        return
     calls = [record for record in found if record.model]
     leases = found if as_json else [record for record in found if not record.model]
     if leases or not calls:

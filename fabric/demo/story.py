@@ -13,6 +13,7 @@ from rich.live import Live
 from fabric import daemon
 from fabric.audit.verify import verify_export
 from fabric.client.client import Client, new_request_id
+from fabric.client.limits import terms_of
 from fabric.client.profile import Profile
 from fabric.demo import tables
 from fabric.demo.tables import console, heading
@@ -26,6 +27,8 @@ STARTER_CT: Final = "10"
 LIMIT_CT: Final = "0.1"
 TOO_MUCH_CT: Final = "25"
 """What the refused job asks for: more than the account has."""
+DAY_CT: Final = "0.05"
+"""What a key of the demo may use in a day: less than a job asks for."""
 MODEL: Final = "byte-lm"
 ASKED: Final = "import os\nimport sys\n\ndef main("
 ANSWER_TOKENS: Final = 48
@@ -98,6 +101,7 @@ def _train_and_serve(fabric: Fabric, operator: Client, found: daemon.Running, *,
     jobs = [train, waits, submit("other-seed", "H100:1", steps=steps // 2, seed=1)]
     heading(4, "A job that the account can't cover")
     _refused(fabric, byte_lm.train)
+    _limited(fabric, found, byte_lm.train)
 
     heading(5, "The trained model is offered, and the reserved device reclaimed for it")
     offer = pb.ModelSpec(
@@ -230,6 +234,25 @@ def _refused(fabric: Fabric, work: Callable[..., Any]) -> None:
         console.print(f"   [red]refused[/] ({refusal.code}): {refusal.message}")
     else:
         raise AssertionError("a job was accepted that nobody can pay for")
+
+
+def _limited(fabric: Fabric, found: daemon.Running, work: Callable[..., Any]) -> None:
+    """A key for a day's use, which is refused when that is used up, and told until when."""
+    secret = make_secret()
+    limit = terms_of(DAY_CT, per="day", zone="Asia/Shanghai")
+    asked = pb.CreateKeyRequest(
+        request_id=new_request_id(), secret_sha256=hash_secret(secret), name="intern", limits=[limit]
+    )
+    made = fabric.client.call(asked, pb.CreateKeyReply)
+    with connect(found.address, format_key(made.key_id, secret), found.ca) as intern:
+        try:
+            intern.submit(work, tokens=LIMIT_CT, accelerators="A100:1", name="too-much-a-day")
+        except InsufficientTokens as refusal:
+            console.print(f"   [red]refused[/] ({refusal.code}): {refusal.message}")
+        else:
+            raise AssertionError("a key was let go beyond what it may use in a day")
+        (shown,) = intern.limits()
+        assert shown.left == shown.amount, "a refusal has used something up"
 
 
 def _verify(fabric: Fabric, found: daemon.Running) -> None:

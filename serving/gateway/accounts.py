@@ -44,7 +44,7 @@ def key_of(key: KeyFacts) -> dict[str, Any]:
     nearest = _nearest(key, unit="ct")
     limit_uhs, resets = key.limit_uhs, None
     if nearest is not None and (left is None or nearest.left < left):
-        limit_uhs, left, resets = nearest.amount, nearest.left, _RESETS[nearest.period]
+        limit_uhs, left, resets = nearest.amount, nearest.left, _RESETS.get(nearest.period)
     rate = {"requests": key.requests_per_min or None, "tokens": key.tokens_per_min or None, "interval": "1m"}
     ends = None if key.expires_at_us is None else datetime.fromtimestamp(key.expires_at_us / 1e6, tz=UTC).isoformat()
     data = {
@@ -68,7 +68,7 @@ def limit_headers(key: KeyFacts) -> Headers:
     if nearest is None:
         return []
     ends = [] if nearest.resets_at_us is None else [(b"x-fabric-limit-reset", _moment(nearest.resets_at_us).encode())]
-    said = f"{_number(nearest.amount, nearest.unit)} {_UNITS[nearest.unit]} per {nearest.period}"
+    said = f"{_number(nearest.amount, nearest.unit)} {_UNITS.get(nearest.unit, nearest.unit)} per {nearest.period}"
     return [
         (b"x-fabric-limit", said.encode()),
         (b"x-fabric-limit-remaining", _number(nearest.left, nearest.unit).encode()),

@@ -7,10 +7,12 @@ import pytest
 
 from fabric.charging.catalogue import Mode, Plan
 from fabric.charging.tariffs import Weight
+from fabric.cli.usage_by import print_by
 from fabric.gate.events import Configure, NodeUp, Pool
 from fabric.gate.serving_events import Authorize, SettleHold
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
 from tests.doors.conftest import CATALOGUE, TARIFFS
 
 USE = Use(service=Service.INFERENCE)
@@ -151,3 +153,30 @@ def test_a_limit_that_resets_is_set_listed_and_taken_away(run):
     ]  # fmt: skip
     run("keys", "limit", made["key_id"], "--per", "day", "--remove")
     assert "Asia/Shanghai" in run("keys", "limits", made["key_id"]).output
+
+
+def test_usage_is_summed_by_key_model_and_tag(run):
+    run("submit", "--tokens", "0.1", "--tag", "team=red", "--", "true")
+    for by in ("key", "model", "job", "tag:team"):
+        assert isinstance(json.loads(run("usage", "--by", by, "--json").output), list)
+    assert "invalid_by" in run("usage", "--by", "weather", code=2).stderr
+
+
+class Jobs:
+    """A door at which two jobs have tags."""
+
+    def jobs(self, wanted, *, most):
+        said = {"a": ["team=red", "exp7"], "b": ["team=blue"], "c": []}
+        return [pb.Job(job_id=name, tags=tags, key_id=f"k-{name}") for name, tags in said.items()], ""
+
+
+def test_what_jobs_cost_is_summed_by_the_value_of_a_tag(capsys):
+    records = [pb.Cdr(job_id=name, charged_uhs=uhs) for name, uhs in (("a", 5), ("b", 7), ("a", 6), ("c", 1))]
+    records.append(pb.Cdr(model="m", key_id="k-call", charged_uhs=2))
+    print_by(Jobs(), records, "tag:team", as_json=True)
+    assert json.loads(capsys.readouterr().out) == [
+        {"tag:team": "red", "records": 2, "charged_uhs": "11"}, {"tag:team": "blue", "records": 1, "charged_uhs": "7"},
+        {"tag:team": "–", "records": 2, "charged_uhs": "3"},
+    ]  # fmt: skip
+    print_by(Jobs(), records, "key", as_json=True)
+    assert [each["key"] for each in json.loads(capsys.readouterr().out)] == ["k-a", "k-b", "k-call", "k-c"]
