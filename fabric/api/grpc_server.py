@@ -27,13 +27,14 @@ from fabric.api import (
     policy_calls,
     serving_calls,
 )
+from fabric.api.admission import check
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
-from fabric.api.roles import ROLES
+from fabric.api.roles import ROLES, WHEN_SUSPENDED
 from fabric.api.service import ApiService
 from fabric.api.tls import TlsPems
 from fabric.api.told_errors import refuse
-from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
+from fabric.errors import InvalidRequest, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.gate.roles import Role
 from fabric.wire import keepalive
@@ -80,6 +81,8 @@ class Call(NamedTuple):
     """As how many requests it counts: some look through all that a customer has."""
     roles: frozenset[Role] = frozenset()
     """Who may ask for it at all: its row in `roles.ROLES`."""
+    suspended: bool = False
+    """Whether a key of a suspended account may."""
 
     @property
     def operators_only(self) -> bool:
@@ -158,6 +161,9 @@ CALLS: Final[dict[str, Call]] = {
     "SetRole": Call(organisation_calls.set_role, _for(KeyScope.KEYS)),
     "RemoveMember": Call(organisation_calls.remove_member, _for(KeyScope.KEYS)),
     "OpenAccount": Call(operator_calls.open_account, _OPERATOR),
+    "SuspendAccount": Call(organisation_calls.suspend_account, _OPERATOR),
+    "ResumeAccount": Call(organisation_calls.resume_account, _OPERATOR),
+    "CloseAccount": Call(organisation_calls.close_account, _OPERATOR),
     "SetShare": Call(operator_calls.set_share, _OPERATOR),
     "SetCohort": Call(operator_calls.set_cohort, _OPERATOR),
     "GetPolicy": Call(policy_calls.get_policy, _OPERATOR),
@@ -187,7 +193,12 @@ CALLS: Final[dict[str, Call]] = {
     "PaymentNotice": Call(payment_calls.payment_notice, frozenset((KeyScope.GATEWAY,)), gateways=True),
 }
 """Every call, what answers it, and which keys may ask for it. Which roles may is in `roles.ROLES`."""
-CALLS.update({name: call._replace(roles=ROLES.get(name, frozenset())) for name, call in CALLS.items()})
+CALLS.update(
+    {
+        name: call._replace(roles=ROLES.get(name, frozenset()), suspended=name in WHEN_SUSPENDED)
+        for name, call in CALLS.items()
+    }
+)
 
 
 class RpcServer:
@@ -372,23 +383,5 @@ async def _caller(door: ApiService, call: Call, context: Context) -> Caller:
         raise
     if door.connections is not None:
         door.connections.showed_key(host, port, whose=caller.counted_as)
-    if caller.role not in call.roles or not (caller.operator or call.scopes & caller.scopes):
-        raise _not_for_this(call, caller)
+    check(caller, roles=call.roles, scopes=call.scopes, suspended=call.suspended)
     return caller
-
-
-def _not_for_this(call: Call, caller: Caller) -> PermissionDenied:
-    if call.operators_only and not caller.operator:
-        return PermissionDenied("this is the operator's: use an operator key", code="operator_only")
-    if caller.role not in call.roles:
-        others = ", ".join(sorted(call.roles))
-        return PermissionDenied(
-            f"this key is of the role {caller.role}, and this is for {others}: use a key of one",
-            code="restricted_key",
-            key_id=caller.key_id,
-        )
-    has, needed = (", ".join(sorted(scopes)) for scopes in (caller.scopes, call.scopes & OF_CUSTOMERS))
-    whose = f"use one that has {needed}" if needed else "use the operator's own"
-    return PermissionDenied(
-        f"this key is for {has}, not for this: {whose}", code="restricted_key", key_id=caller.key_id
-    )

@@ -27,6 +27,7 @@ REMEMBER_S: Final = 2.0
 _REMEMBERED_MAX: Final = 10_000
 _DEAD: Final = {
     "revoked": "key {} was revoked: make another with `fabric keys create`",
+    "account_closed": "key {} is of an account that is closed: ask the operator for another one",
     "member_left": "key {} is of a member who has left: use one of your own",
     "project_closed": "key {} is of a project that is closed: use one of another project",
 }
@@ -52,6 +53,8 @@ class Caller:
     """Its member's; None = that which its scopes come to."""
     project: str = ""
     member: str = ""
+    suspended: str = ""
+    """Why its account is suspended; "" = it isn't."""
 
     @property
     def role(self) -> Role:
@@ -170,6 +173,7 @@ class KeyRing:
             given_role=Role(key.role) if key.role else None,
             project=key.project,
             member=key.member,
+            suspended=key.suspended,
         )
 
     async def is_operators(self, key_id: str) -> bool:

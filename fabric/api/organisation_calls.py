@@ -7,7 +7,16 @@ import msgspec
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, request_id, short, word
 from fabric.api.service import ApiService
-from fabric.gate.account_events import AddMember, CloseProject, CreateProject, RemoveMember, SetRole
+from fabric.gate.account_events import (
+    AddMember,
+    CloseAccount,
+    CloseProject,
+    CreateProject,
+    RemoveMember,
+    ResumeAccount,
+    SetRole,
+    SuspendAccount,
+)
 from fabric.gate.questions import OrganisationOf
 from fabric.gate.roles import Role
 from fabric.units import AccountId, KeyId
@@ -76,6 +85,42 @@ async def remove_member(door: ApiService, caller: Caller, request: pb.RemoveMemb
         account_id=caller.account,
         member=short("member", request.member),
         by_key=KeyId(caller.key_id),
+        request_id=request_id(request.request_id),
+    )
+    answer = accepted(await door.gate.decide(event))
+    door.keys.forget_all()
+    return answer
+
+
+async def suspend_account(door: ApiService, _: Caller, request: pb.SuspendAccountRequest) -> pb.Accepted:
+    event = SuspendAccount(
+        account_id=AccountId(short("account_id", request.account_id)),
+        reason=short("reason", request.reason),
+        organisation=request.organisation,
+        request_id=request_id(request.request_id),
+    )
+    answer = accepted(await door.gate.decide(event))
+    door.keys.forget_all()
+    return answer
+
+
+async def resume_account(door: ApiService, _: Caller, request: pb.ResumeAccountRequest) -> pb.Accepted:
+    event = ResumeAccount(
+        account_id=AccountId(short("account_id", request.account_id)),
+        organisation=request.organisation,
+        request_id=request_id(request.request_id),
+    )
+    answer = accepted(await door.gate.decide(event))
+    door.keys.forget_all()
+    return answer
+
+
+async def close_account(door: ApiService, _: Caller, request: pb.CloseAccountRequest) -> pb.Accepted:
+    event = CloseAccount(
+        account_id=AccountId(short("account_id", request.account_id)),
+        reason=short("reason", request.reason),
+        balance=short("balance", request.balance),
+        organisation=request.organisation,
         request_id=request_id(request.request_id),
     )
     answer = accepted(await door.gate.decide(event))

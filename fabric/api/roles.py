@@ -88,6 +88,9 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "SetRole": _OWNER,
     "RemoveMember": _OWNER,
     "OpenAccount": _CASHIERS,
+    "SuspendAccount": _CASHIERS,
+    "ResumeAccount": _CASHIERS,
+    "CloseAccount": _CASHIERS,
     "SetShare": _ADMIN,
     "SetCohort": _ADMIN,
     "GetPolicy": _MACHINES,
@@ -117,3 +120,8 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "PaymentNotice": _GATEWAY,
 }
 """By call of the gRPC door."""
+WHEN_SUSPENDED: Final = frozenset(name for name, row in ROLES.items() if Role.READ_ONLY in row) | {
+    "AskPayment",
+    "TopUp",
+}
+"""What the keys of a suspended account may still ask for: they look, and pay."""

@@ -127,7 +127,7 @@ def _rates(key: pb.Key) -> str:
     return ", ".join([*parts, *[f"{key.tokens_per_min} tokens"] * bool(key.tokens_per_min)]) or "–"
 
 
-_DEAD: Final = {"member_left": "member left", "project_closed": "project closed"}
+_DEAD: Final = {"account_closed": "account closed", "member_left": "member left", "project_closed": "project closed"}
 _COLUMNS: Final[dict[str, Any]] = {
     "key": lambda key: key.key_id,
     "name": lambda key: key.name or "–",

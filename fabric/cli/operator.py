@@ -31,6 +31,11 @@ def accounts(*, as_json: AsJson = False) -> None:
     print_records(found, as_json=as_json, title="accounts", columns=_ACCOUNT_COLUMNS)
 
 
+WholeOrganisation = Annotated[
+    bool, typer.Option("--organisation", help="All accounts of its organisation, and not this one alone.")
+]
+
+
 @app.command("open-account")
 def open_account(
     account_id: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id.")],
@@ -64,6 +69,55 @@ def open_account(
         organisation=organisation,
     )
     _done(client().call(request, pb.Accepted), f"account {account_id} is open", as_json=as_json)
+
+
+@app.command()
+def suspend(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    *,
+    reason: Annotated[str, typer.Option(help="Told to the customer, and kept.")],
+    organisation: WholeOrganisation = False,
+    as_json: AsJson = False,
+) -> None:
+    """Suspend an account: its keys look and pay and do nothing else, its jobs save and are parked.
+
+    For example: fabric ops suspend acme --reason "unpaid since August"
+    """
+    request = pb.SuspendAccountRequest(
+        request_id=new_request_id(), account_id=account_id, reason=reason, organisation=organisation
+    )
+    _done(client().call(request, pb.Accepted), f"account {account_id} is suspended", as_json=as_json)
+
+
+@app.command()
+def resume(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    *,
+    organisation: WholeOrganisation = False,
+    as_json: AsJson = False,
+) -> None:
+    """Resume a suspended account: jobs that the suspension parked go on."""
+    request = pb.ResumeAccountRequest(request_id=new_request_id(), account_id=account_id, organisation=organisation)
+    _done(client().call(request, pb.Accepted), f"account {account_id} is open again", as_json=as_json)
+
+
+@app.command()
+def close_account(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    *,
+    balance: Annotated[str, typer.Option(help="What is left of it: refund (to where it came from) or forfeit.")],
+    reason: Annotated[str, typer.Option(help="Told to the customer, and kept.")],
+    organisation: WholeOrganisation = False,
+    as_json: AsJson = False,
+) -> None:
+    """Close an account for good: its keys are dead, its jobs save and are cancelled; its records stay for you to read.
+
+    For example: fabric ops close-account acme --balance refund --reason "asked to, 14 August"
+    """
+    request = pb.CloseAccountRequest(
+        request_id=new_request_id(), account_id=account_id, reason=reason, balance=balance, organisation=organisation
+    )
+    _done(client().call(request, pb.Accepted), f"account {account_id} is being closed", as_json=as_json)
 
 
 @app.command()

@@ -42,6 +42,7 @@ from fabric.config.sections import (
 )
 from fabric.config.serving import ServingConfig
 from fabric.errors import InvalidConfig
+from fabric.gate.caps import CAP_MAX
 from fabric.gate.events import Pool
 from fabric.parts import HOW, parts_of
 
@@ -241,6 +242,14 @@ class LimitsConfig(Section):
     """A pickled function, a working directory or a result."""
     blobs_bytes: Annotated[int, Field(ge=2**20, le=2**50)] = 16 * 2**30
     """All that an account keeps of those; one without tokens or credit 64 MiB at most."""
+    keys: Annotated[int, Field(ge=1, le=CAP_MAX)] = 256
+    """Of one account, that still count."""
+    members: Annotated[int, Field(ge=1, le=CAP_MAX)] = 1_000
+    """Of one organisation."""
+    projects: Annotated[int, Field(ge=1, le=CAP_MAX)] = 200
+    """Of one organisation, that are open."""
+    queued_jobs: Annotated[int, Field(ge=1, le=CAP_MAX)] = 100_000
+    """Of one account, that wait for devices."""
 
 
 class StorageConfig(Section):

@@ -122,6 +122,45 @@ class RemoveMember(Event, frozen=True, kw_only=True, tag="remove_member"):
     request_id: str = ""
 
 
+class SuspendAccount(Event, frozen=True, kw_only=True, tag="suspend_account"):
+    """Keys look and pay and do nothing else; what runs saves, and is parked until the account is resumed."""
+
+    account_id: AccountId
+    reason: str
+    organisation: bool = False
+    """All wallets of its organisation."""
+    request_id: str = ""
+
+
+class ResumeAccount(Event, frozen=True, kw_only=True, tag="resume_account"):
+    """A suspended account is open again, and its jobs go on."""
+
+    account_id: AccountId
+    organisation: bool = False
+    request_id: str = ""
+
+
+class CloseAccount(Event, frozen=True, kw_only=True, tag="close_account"):
+    """For good: keys are dead, jobs save and are cancelled, the balance goes."""
+
+    account_id: AccountId
+    reason: str
+    balance: str = "refund"
+    """What is left of it: refund (to where it came from) | forfeit"""
+    organisation: bool = False
+    request_id: str = ""
+
+
 AnyAccountEvent = (
-    OpenAccount | CreateKey | RevokeKey | CreateProject | CloseProject | AddMember | SetRole | RemoveMember
+    OpenAccount
+    | CreateKey
+    | RevokeKey
+    | CreateProject
+    | CloseProject
+    | AddMember
+    | SetRole
+    | RemoveMember
+    | SuspendAccount
+    | ResumeAccount
+    | CloseAccount
 )

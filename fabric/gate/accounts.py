@@ -2,24 +2,27 @@
 
 from typing import assert_never
 
-from fabric.gate import keys, limit_setting, organisations, refusals, treasury
+from fabric.gate import closing, keys, limit_setting, organisations, refusals, treasury
 from fabric.gate.account_events import (
     AddMember,
     AnyAccountEvent,
+    CloseAccount,
     CloseProject,
     CreateKey,
     CreateProject,
     OpenAccount,
     RemoveMember,
+    ResumeAccount,
     RevokeKey,
     SetRole,
+    SuspendAccount,
 )
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.state import Key
 
 
-def decide(core: Core, event: AnyAccountEvent) -> Outcome:  # noqa: PLR0911 - a case each
+def decide(core: Core, event: AnyAccountEvent) -> Outcome:  # noqa: C901, PLR0911 - a case each
     match event:
         case OpenAccount():
             return treasury.open_account(core, event)
@@ -37,6 +40,12 @@ def decide(core: Core, event: AnyAccountEvent) -> Outcome:  # noqa: PLR0911 - a 
             return organisations.set_role(core, event)
         case RemoveMember():
             return organisations.remove_member(core, event)
+        case SuspendAccount():
+            return closing.suspend(core, event)
+        case ResumeAccount():
+            return closing.resume(core, event)
+        case CloseAccount():
+            return closing.close(core, event)
         case _:
             assert_never(event)
 

@@ -284,6 +284,8 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         ),
         weight_ppm=account.weight_ppm,
         cohort=account.cohort,
+        standing=account.standing.value,
+        standing_why=account.standing_why,
         bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
         packages=package_answers.of_account(core, account.account_id, now_us) if lots and core.book.packages else (),

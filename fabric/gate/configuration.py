@@ -8,6 +8,7 @@ from typing import Final
 from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Mode
 from fabric.charging.packages import UNITS_MAX, weights_of
 from fabric.gate import models, refusals, treasury
+from fabric.gate.caps import CAP_MAX
 from fabric.gate.core import Core
 from fabric.gate.events import Configure
 from fabric.gate.instructions import Accepted, Outcome
@@ -36,6 +37,8 @@ def configure(core: Core, event: Configure) -> Outcome:
     core.note_prices()
     core.note_dunning()
     models.reprice(core)
+    if event.caps is not None:
+        core.state.caps = event.caps
     if event.policy is not None:
         _follow(core, event.policy, by_hand=event.by_hand)
     for account_id in core.subscribed_by:
@@ -126,6 +129,8 @@ def _mistaken(event: Configure) -> Outcome | None:
             f"the policy of placement can't be meant, in {mistake}: times are of 0 to 365 days, counts of up to {POLICY_COUNT_MAX}",
             code="invalid_config",
         )
+    if event.caps is not None and (mistake := event.caps.mistake):
+        return refusals.invalid(f"the cap of {mistake} is 1 to {CAP_MAX}", code="invalid_config")
     if event.payments not in WAYS:
         return refusals.invalid(
             f"payments are believed as in {' or '.join(WAYS)}, not as in {event.payments!r}", code="invalid_config"

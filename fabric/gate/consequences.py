@@ -8,7 +8,7 @@ back in line, and where tokens have become free, jobs that waited for them go on
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import auto_top_up, credit, holds, invoices, jobs, keys, leases, parked, subscriptions
+from fabric.gate import auto_top_up, closing, credit, holds, invoices, jobs, keys, leases, parked, subscriptions
 from fabric.gate.core import Core
 from fabric.ledger.expiry import count_due
 from fabric.ledger.transfers import CT
@@ -80,5 +80,6 @@ def follow(core: Core) -> None:
     for job in core.held:
         if job.lease_id is None:
             holds.wait_if_queued(core, job)
+    closing.follow(core)
     if core.state.till.auto:
         auto_top_up.follow(core)

@@ -7,7 +7,7 @@ reports the calls that were paid from its hold; what they cost is reckoned here,
 
 from typing import Final
 
-from fabric.gate import calls, keys, limits, packages, refusals, usage
+from fabric.gate import calls, keys, limits, packages, refusals, standing, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
@@ -26,6 +26,8 @@ TTL_MAX_US: Final = 86_400_000_000
 def authorize(core: Core, event: Authorize) -> Outcome:
     if known := _malformed(event) or _asked_before(core, event) or _too_many(core, event):
         return known
+    if refusal := standing.barred(core, event.account_id):
+        return refusal
     within_uhs = _within_limits(core, event)
     if isinstance(within_uhs, Refusal):
         return within_uhs
@@ -240,6 +242,8 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int, now_us: int | None = None
     none to give.
     """
     account_id = AccountId(hold.account_id)
+    if standing.barred(core, account_id):
+        return 0
     key = core.state.keys.get(KeyId(hold.key_id)) if hold.key_id else None
     if key is not None and keys.unusable(core, key.key_id, account_id=account_id):
         return 0

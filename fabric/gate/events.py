@@ -13,6 +13,7 @@ import msgspec
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.account_events import AnyAccountEvent
+from fabric.gate.caps import Caps
 from fabric.gate.event import Event
 from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.limit_events import AnyLimitEvent
@@ -70,6 +71,8 @@ class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     """
     policy: Policy | None = None
     """By which numbers jobs are placed; None = as before."""
+    caps: Caps | None = None
+    """How much each customer may have; None = as before."""
     by_hand: bool = False
     """Whether an operator said so while it ran, and not the cluster file: it holds until that says something new."""
     request_id: str = ""

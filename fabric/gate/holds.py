@@ -8,7 +8,7 @@ grace at the worst burn, and its deadline is the moment when the hold would be e
 from typing import Final
 
 from fabric.charging.rating import hold_for
-from fabric.gate import limits, refusals
+from fabric.gate import limits, refusals, standing
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
 from fabric.gate.instructions import Refusal
@@ -65,6 +65,8 @@ def wanted_uhs(core: Core, job: Job) -> int:
 
 def take(core: Core, job: Job) -> Refusal | None:
     """Hold the tokens for the job's next attempts, or say why not. A refusal changes nothing."""
+    if refusal := standing.barred(core, job.account_id):
+        return refusal
     wanted = wanted_uhs(core, job)
     key = core.state.keys.get(job.key_id) if job.key_id else None
     if refusal := limits.within(core, job.account_id, job.key_id or "", wanted):
@@ -128,6 +130,8 @@ def within_key(core: Core, job: Job, amount_uhs: int, *, now_us: int) -> int:
 def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:
     """More for the open hold: what was granted, which may be less where a minimum is given."""
     assert job.hold_id is not None
+    if refusal := standing.barred(core, job.account_id):
+        return refusal
     key = core.state.keys.get(job.key_id) if job.key_id else None
     found = limits.room(core, job.account_id, job.key_id or "")
     if found is not None:

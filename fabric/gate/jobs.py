@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import backoff, deadlines, holds, keys, leases, notice, parked, refusals, requests, why_never
+from fabric.gate import backoff, deadlines, holds, keys, leases, notice, parked, refusals, requests, standing, why_never
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -37,9 +37,8 @@ UNRUN_KEPT: Final = 3_072
 
 def submit(core: Core, event: Submit) -> Outcome:
     """Hold the job's tokens and put it in the queue, or refuse it as a whole."""
-    account = core.state.accounts.get(event.account_id)
-    if account is None:
-        return refusals.not_found("account", event.account_id)
+    if refusal := standing.no_job(core, event.account_id):
+        return refusal
     if not 0 < len(event.job_id) <= NAME_MAX:
         return refusals.invalid(
             f"a job's id has 1 to {NAME_MAX} characters, not {len(event.job_id)}", code="invalid_job_id"
@@ -140,7 +139,7 @@ def cancel(core: Core, event: Cancel) -> Outcome:
     """End it, with a checkpoint of its last state if that is wanted."""
 
     def act(core: Core, job: Job) -> Outcome:
-        return _cancel(core, job, save=event.save, at_once=event.at_once)
+        return cancel_job(core, job, save=event.save, at_once=event.at_once)
 
     return _with_job(core, event.job_id, event.account_id, act)
 
@@ -150,7 +149,7 @@ def save_now(core: Core, event: SaveNow) -> Outcome:
 
 
 def pause(core: Core, event: Pause) -> Outcome:
-    return _with_job(core, event.job_id, event.account_id, _pause)
+    return _with_job(core, event.job_id, event.account_id, pause_job)
 
 
 def resume(core: Core, event: Resume) -> Outcome:
@@ -241,7 +240,7 @@ def _save_now(core: Core, job: Job) -> Outcome:
     return Accepted(held_uhs=job.held_uhs, facts={"saved_step": job.saved_step})
 
 
-def _cancel(core: Core, job: Job, *, save: bool, at_once: bool) -> Outcome:
+def cancel_job(core: Core, job: Job, *, save: bool, at_once: bool) -> Outcome:
     match job.state:
         case JobState.STARTING | JobState.RUNNING | JobState.STOPPING:
             assert job.lease_id is not None
@@ -262,21 +261,21 @@ def _cancel(core: Core, job: Job, *, save: bool, at_once: bool) -> Outcome:
     return Accepted(held_uhs=job.held_uhs)
 
 
-def _pause(core: Core, job: Job) -> Outcome:
+def pause_job(core: Core, job: Job, reason: StopReason = StopReason.PAUSED) -> Outcome:
     match job.state:
         case JobState.STARTING | JobState.RUNNING:
             assert job.lease_id is not None
-            leases.stop(core, core.state.leases[job.lease_id], StopReason.PAUSED)
+            leases.stop(core, core.state.leases[job.lease_id], reason)
         case JobState.QUEUED:
             _withdraw(core, job)
-            core.move(job, Trigger.PARK, reason=StopReason.PAUSED.value)
+            core.move(job, Trigger.PARK, reason=reason.value)
             if job.lease_id is None:
                 leases.after_lease(core, job)
         case JobState.STOPPING if job.stopping_for is not StopReason.CANCELLED:
-            job.stopping_for, job.resume_asked, job.reason = StopReason.PAUSED, False, StopReason.PAUSED.value
+            job.stopping_for, job.resume_asked, job.reason = reason, False, reason.value
             core.touch(job)
         case JobState.PARKED:
-            job.resume_asked, job.reason, job.waits_until_us = False, StopReason.PAUSED.value, None
+            job.resume_asked, job.reason, job.waits_until_us = False, reason.value, None
             core.touch(job)
         case _:
             return _too_late(job)

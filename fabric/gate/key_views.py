@@ -75,6 +75,7 @@ def key(core: Core, key: Key, now_us: int) -> KeyView:
         project=keys.project_of(key),
         member=key.member,
         dead=keys.dead(core, key),
+        suspended=keys.suspended(core, key),
         organisation=found.organisation,
         wallets=tuple(found.wallets) if len(found.wallets) > 1 else (),
     )

@@ -8,13 +8,13 @@ from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
 from fabric.gate.key_scopes import KeyScope, effective
 from fabric.gate.key_scopes import unfit as unfit_scopes
-from fabric.gate.organisation_state import Member
+from fabric.gate.organisation_state import Member, Standing
 from fabric.gate.roles import OF_MEMBERS, Role, of_scopes
 from fabric.gate.state import Key
 from fabric.units import AccountId, KeyId
 
 GOOD_MAX: Final = 256
-"""Keys of one account that are neither revoked nor expired."""
+"""Keys of one account that are neither revoked nor expired, where no cap says another number."""
 EVER_MAX: Final = 4_096
 """Keys of one account, whatever became of them: what was done with a key is told for ever."""
 RATE_MAX: Final = 1_000_000_000
@@ -51,12 +51,21 @@ def dead(core: Core, key: Key) -> str:
     """The code of why it will never count again, but for its end; "" if it does."""
     if key.revoked:
         return "revoked"
+    account = core.state.accounts.get(key.account_id)
+    if account is not None and account.standing in (Standing.CLOSING, Standing.CLOSED):
+        return "account_closed"
     member = _member_of(core, key)
     if member is not None and member.left_at_us is not None:
         return "member_left"
     organisation = core.state.organisations.get(organisation_of(core, key))
     project = organisation.projects.get(key.project) if organisation is not None and key.project else None
     return "project_closed" if project is not None and project.closed_at_us is not None else ""
+
+
+def suspended(core: Core, key: Key) -> str:
+    """Why its account is suspended; "" if it isn't, or the key is an operator's."""
+    account = core.state.accounts.get(key.account_id)
+    return account.standing_why if account is not None and account.standing is Standing.SUSPENDED else ""
 
 
 def _member_of(core: Core, key: Key) -> Member | None:
@@ -204,11 +213,13 @@ def too_many(core: Core, event: CreateKey) -> Refusal | None:
         return None
     own = [key for key in core.keys_of.get(event.account_id, ()) if not key.operator]
     good = sum(1 for key in own if not (key.revoked or (key.expires_at_us or core.now_us + 1) <= core.now_us))
-    if good >= GOOD_MAX:
+    most = GOOD_MAX if core.state.caps is None else core.state.caps.keys
+    if good >= most:
         return refusals.conflict(
-            f"the account has {good} keys that are good, which is all it may have: revoke some (`fabric keys revoke`)",
+            f"the account has {good} keys that are good, which is all it may have: revoke some (`fabric keys revoke`), or ask the"
+            " operator for more (limits.keys)",
             code="too_many_keys",
-            limit=GOOD_MAX,
+            limit=most,
         )
     if len(own) >= EVER_MAX:
         return refusals.conflict(

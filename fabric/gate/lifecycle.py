@@ -80,6 +80,8 @@ class StopReason(StrEnum):
     CANCELLED = "cancelled"
     PAUSED = "paused"
     """Its owner paused it; nothing else does."""
+    SUSPENDED = "suspended"
+    """Its account was: it goes on when that is resumed."""
     DRAINED = "drained"
     FABRIC_DOWN = "fabric_down"
     """The whole fabric goes down: it goes on when that is up again."""
@@ -105,6 +107,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.TOKENS_EXPIRED: Trigger.PARK,
     StopReason.SPENDING_LIMIT: Trigger.PARK,
     StopReason.PAUSED: Trigger.PARK,
+    StopReason.SUSPENDED: Trigger.PARK,
     StopReason.TIME_LIMIT: Trigger.PARK,
     StopReason.IDLE: Trigger.PARK,
     StopReason.NO_ROOM: Trigger.PARK,

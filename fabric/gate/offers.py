@@ -46,6 +46,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         project=keys.project_of(key),
         member=key.member,
         dead=keys.dead(core, key),
+        suspended=keys.suspended(core, key),
         plan=plan.name,
         tier_rank=max(tier_rank(each) for each in core.plans_of(account_id)),
         price_microcny_per_ct=plan.price_microcny_per_ct,

@@ -4,9 +4,21 @@ All of it is kept for ever, as records and keys name it: a project that was clos
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from fabric.gate.roles import Role
 from fabric.units import AccountId
+
+
+class Standing(StrEnum):
+    """How an account stands."""
+
+    OPEN = "open"
+    SUSPENDED = "suspended"
+    """Its keys look and pay, and do nothing else; its jobs are parked."""
+    CLOSING = "closing"
+    """For good: what is held still runs out."""
+    CLOSED = "closed"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -64,7 +64,9 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     member: str = ""
     """"" = it is nobody's."""
     dead: str = ""
-    """Why it will never count again: revoked | member_left | project_closed; "" = it does, but for its end."""
+    """Why it will never count again: revoked | account_closed | member_left | project_closed; "" = it does, but for its end."""
+    suspended: str = ""
+    """Why its account is suspended: it can look and pay, and nothing else; "" = it isn't."""
     organisation: str = ""
     wallets: tuple[str, ...] = ()
     """The accounts of its organisation, where those are several."""

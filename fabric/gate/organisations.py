@@ -17,6 +17,7 @@ from fabric.gate.account_events import (
     RemoveMember,
     SetRole,
 )
+from fabric.gate.caps import Caps
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.key_scopes import KeyScope
@@ -70,6 +71,14 @@ def create_project(core: Core, event: CreateProject) -> Outcome:
         return refusals.conflict(
             f"there is a project or an account {event.project!r} already: choose another name", code="project_exists"
         )
+    most = (core.state.caps or Caps()).projects
+    if sum(1 for each in found.projects.values() if each.closed_at_us is None) >= most:
+        return refusals.conflict(
+            f"the organisation has {most} projects that are open, which is all it may have: close some (`fabric projects close`),"
+            " or ask the operator for more (limits.projects)",
+            code="too_many_projects",
+            limit=most,
+        )
     _kept(core, event.account_id).projects[event.project] = Project(
         project=event.project,
         name=event.name[:TITLE_MAX] or event.project,
@@ -77,6 +86,18 @@ def create_project(core: Core, event: CreateProject) -> Outcome:
         opened_at_us=core.now_us,
     )
     return Accepted()
+
+
+def _too_many_members(core: Core, account_id: AccountId) -> Refusal | None:
+    most = (core.state.caps or Caps()).members
+    if sum(1 for each in of(core, account_id).members.values() if each.left_at_us is None) < most:
+        return None
+    return refusals.conflict(
+        f"the organisation has {most} members, which is all it may have: remove some (`fabric members remove`), or ask the"
+        " operator for more (limits.members)",
+        code="too_many_members",
+        limit=most,
+    )
 
 
 def close_project(core: Core, event: CloseProject) -> Outcome:
@@ -97,8 +118,7 @@ def add_member(core: Core, event: AddMember) -> Outcome:
         return refusal
     if refusal := may_not(core, event.by_key, event.account_id, OF_MEMBERS[event.role]):
         return refusal
-    if refusal := bad_name("a member", event.member):
-        return refusal
+    refusal = bad_name("a member", event.member) or _too_many_members(core, event.account_id)
     before = of(core, event.account_id).members.get(event.member)
     if before is not None and before.left_at_us is None:
         return refusals.conflict(
@@ -110,6 +130,8 @@ def add_member(core: Core, event: AddMember) -> Outcome:
             f"{event.member!r} was a member and has left, and whose records are whose is kept: choose another name",
             code="member_left",
         )
+    if refusal:
+        return refusal
     _kept(core, event.account_id).members[event.member] = Member(
         member=event.member,
         name=event.name[:TITLE_MAX] or event.member,

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fabric.gate import backoff, holds, limit_texts, limits, refusals, requests
+from fabric.gate import backoff, holds, limit_texts, limits, refusals, requests, standing
 from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
 from fabric.gate.lifecycle import StopReason, Trigger
@@ -18,6 +18,8 @@ def resume_waiting(core: Core, account_id: AccountId) -> None:
 
     One that needs more, or other tokens, than there are lets those behind it pass.
     """
+    if standing.barred(core, account_id) is not None:
+        return
     for job_id in tuple(core.state.parked.get(account_id, ())):
         job = core.state.jobs[job_id]
         wanted = job.resume_asked or job.reason in NEEDS_TOKENS or job.reason == StopReason.SPENDING_LIMIT

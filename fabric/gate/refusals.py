@@ -108,6 +108,7 @@ def unusable_key(why: str, key_id: str, remedy: str) -> Refusal:
 
 _DEAD: Final = {
     "revoked": "key {0!r} is revoked: use another one",
+    "account_closed": "key {0!r} is of an account that is closed: ask the operator for another one",
     "member_left": "key {0!r} is of a member who has left: use one of your own",
     "project_closed": "key {0!r} is of a project that is closed: use one of another project",
 }
@@ -115,7 +116,7 @@ _DEAD: Final = {
 
 def dead_key(why: str, key_id: str) -> Refusal:
     """A key that will never count again, by the code of why (`keys.dead`)."""
-    code = why if why in ("member_left", "project_closed") else f"key_{why}"
+    code = "key_revoked" if why == "revoked" else why
     return Refusal(code=code, http_status=401, message=_DEAD[why].format(key_id), facts={"key_id": key_id})
 
 

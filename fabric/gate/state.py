@@ -15,13 +15,14 @@ from fabric.charging.plans import Entitlement
 from fabric.charging.rates import Rate
 from fabric.charging.sessions import ChargingSession
 from fabric.charging.tariffs import Tariffs
+from fabric.gate.caps import Caps
 from fabric.gate.events import JobSpec, LeaseOutcome
 from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
 from fabric.gate.limit_state import Limit
-from fabric.gate.organisation_state import Organisation
+from fabric.gate.organisation_state import Organisation, Standing
 from fabric.gate.payment_state import Till
 from fabric.gate.periods import Zone
 from fabric.gate.serving_events import CallUsed, ModelSpec
@@ -53,6 +54,10 @@ class Account:
     """Who pays for it together with other accounts; "" = it is a payer of its own."""
     organisation: AccountId | None = None
     """Whose wallet it is; None = it is an organisation of its own, of which nothing else is known."""
+    standing: Standing = Standing.OPEN
+    standing_why: str = ""
+    refunds: bool = False
+    """Of one that closes: what is left of its balance is paid back, and not forfeited."""
     outages: int = 0
     """How often nodes that were lost took work of its jobs that was given back, until it has paid for as much."""
     outage_at_us: int = 0
@@ -320,6 +325,10 @@ class GateState:
     """The weights of payers that were given one, in ppm."""
     organisations: dict[AccountId, Organisation] = field(default_factory=dict)
     """Those that have projects, members or several wallets, by the account that was their first."""
+    closing: dict[AccountId, None] = field(default_factory=dict)
+    """Accounts that are being closed, of which something is held or runs."""
+    caps: Caps | None = None
+    """How much each customer may have; None = nobody has said."""
     keys: dict[KeyId, Key] = field(default_factory=dict)
     jobs: dict[JobId, Job] = field(default_factory=dict)
     leases: dict[LeaseId, LeaseRecord] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import COMPUTE, Bundle, Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import invoices, organisations, packages, refusals, shares
+from fabric.gate import invoices, organisations, packages, refusals, shares, standing
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.core import Core
 from fabric.gate.events import BuyBundle, ClosePeriod, Grant, TopUp
@@ -97,6 +97,8 @@ def full(core: Core, account: Account, more_uhs: int, *, asset: str = COMPUTE) -
     """Why the account can't be given so much more, if it can't: no account alone fills the books."""
     if asset != COMPUTE:
         return packages.full(core, account, more_uhs, asset=asset)
+    if refusal := standing.takes_nothing(account):
+        return refusal
     lots = (core.book.lots[lot_id] for lot_id in core.book.accounts[account.account_id].burning)
     owned_uhs = sum(lot.free_uhs + lot.held_uhs for lot in lots)
     if owned_uhs + more_uhs <= AMOUNT_UHS_MAX:

@@ -214,6 +214,9 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     """Of LLM tokens."""
     invoices: tuple[InvoiceView, ...] = ()
     """Those that aren't paid in full, oldest first."""
+    standing: str = "open"
+    """open | suspended | closing | closed"""
+    standing_why: str = ""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -364,7 +367,9 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     project: str = ""
     member: str = ""
     dead: str = ""
-    """Why it will never count again: revoked | member_left | project_closed; "" = it does."""
+    """Why it will never count again: revoked | account_closed | member_left | project_closed; "" = it does."""
+    suspended: str = ""
+    """Why its account is suspended; "" = it isn't."""
     plan: str
     tier_rank: int
     """0 standard, 1 priority, 2 dedicated: who goes first under load."""

@@ -24,6 +24,7 @@ from fabric.audit.signing import load_or_create_key
 from fabric.config.cluster import ClusterConfig, RayJoin, SqliteJournal
 from fabric.config.prices import load_catalogue, load_tariffs
 from fabric.errors import Conflict, FabricError, NotFound, Unavailable, error_of
+from fabric.gate.caps import Caps
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
 from fabric.gate.payments import OPERATOR
@@ -63,6 +64,12 @@ async def find_or_start(
         operator=config.operator,
         payments=config.payments or OPERATOR,
         policy=config.scheduling.policy,
+        caps=Caps(
+            keys=config.limits.keys,
+            members=config.limits.members,
+            projects=config.limits.projects,
+            queued_jobs=config.limits.queued_jobs,
+        ),
     )
     found = await _found(config)
     actor = found or _start(config, prices)

@@ -61,7 +61,9 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     revoked: bool = False
     """It will never count again."""
     dead: str = ""
-    """Why: revoked | member_left | project_closed."""
+    """Why: revoked | account_closed | member_left | project_closed."""
+    suspended: str = ""
+    """Why its account is; "" = it isn't."""
     expires_at_us: int | None = None
     free_uhs: int = 0
     """What is free for whatever use."""

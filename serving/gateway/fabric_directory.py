@@ -64,6 +64,7 @@ class FabricDirectory:
             member=found.member,
             revoked=found.revoked,
             dead=found.dead,
+            suspended=found.suspended,
             expires_at_us=found.expires_at_us if found.HasField("expires_at_us") else None,
             free_uhs=found.free_uhs,
             name=found.name,

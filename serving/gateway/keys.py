@@ -136,6 +136,7 @@ class Memory(Generic[Answer]):
 
 _REVOKED: Final = ("key_revoked", "was revoked: make another with `fabric keys create`")
 _DEAD: Final = {
+    "account_closed": ("account_closed", "is of an account that is closed: ask the operator for another one"),
     "member_left": ("member_left", "is of a member who has left: use one of your own"),
     "project_closed": ("project_closed", "is of a project that is closed: use one of another project"),
 }

@@ -43,7 +43,7 @@ def check(route: Route, key: KeyFacts) -> None:
     """Refuse a key that is not for this.
 
     Raises:
-        PermissionDenied: `restricted_key`.
+        PermissionDenied: `restricted_key`, or `account_suspended` of what costs tokens.
     """
     allowed = ROLES.get(route.path, frozenset())
     if key.role not in allowed:
@@ -52,6 +52,11 @@ def check(route: Route, key: KeyFacts) -> None:
             f"key {key.key_id} is of the role {key.role or 'none'}, and {route.method} {route.path} is for {others}: use a key"
             " of one",
             code="restricted_key",
+        )
+    if key.suspended and allowed is _CALLERS:
+        raise PermissionDenied(
+            f"account {key.account_id} is suspended ({key.suspended}): its keys look and pay, and nothing else; ask the operator",
+            code="account_suspended",
         )
     if allowed is _CALLERS and not key.may_call:
         raise PermissionDenied(

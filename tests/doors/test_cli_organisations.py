@@ -22,6 +22,16 @@ def test_a_member_is_invited_works_and_leaves(house, run):
     assert "closed" in run("projects", "ls").output
 
 
+def test_an_operator_suspends_resumes_and_closes(house, run):
+    run("ops", "suspend", "acme", "--reason", "unpaid", key=house.root)
+    assert "is suspended (unpaid)" in run("cancel", "job-0", code=3).stderr
+    assert "suspended" in run("ops", "accounts", "--json", key=house.root).output
+    run("ops", "resume", "acme", key=house.root)
+    run("ops", "close-account", "acme", "--balance", "forfeit", "--reason", "gone", key=house.root)
+    run("balance", code=3)
+    run("ops", "close-account", "acme", "--balance", "keep", "--reason", "gone", key=house.root, code=3)
+
+
 def test_the_same_from_python(house):
     with house.fabric() as fabric:
         fabric.organisation.create_project("dev", wallet="acme")

@@ -193,3 +193,37 @@ def test_another_customers_organisation_is_none_of_ones_business(house, keys):
     ):
         with pytest.raises(NotFound):
             ask(owner, request)
+
+
+# -- suspended, and closed ---------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_suspended_account_look_and_pay_and_do_nothing_else(house, keys):
+    """All calls: those that are let in are what a reader may ask for, and two by which it is paid."""
+    ask(
+        house.client(house.root),
+        pb.SuspendAccountRequest(request_id="s", account_id="acme", reason="unpaid since August"),
+    )
+    for role, (name, call) in itertools.product(OF_MEMBERS, grpc_server.CALLS.items()):
+        code = house.run(refused(house.door, call, keys[role]))
+        if role in ROLES[name]:
+            looks = Role.READ_ONLY in ROLES[name] or name in ("AskPayment", "TopUp")
+            assert code == ("" if looks else "account_suspended"), (role, name)
+    with pytest.raises(PermissionDenied, match="unpaid since August"):
+        submit(house.client())
+    ask(house.client(), pb.TopUpRequest(request_id="t", amount_uhs=UHS_PER_CT))
+    ask(house.client(house.root), pb.ResumeAccountRequest(request_id="r", account_id="acme"))
+    submit(house.client())
+
+
+def test_the_keys_of_a_closed_account_are_dead_and_the_operator_reads_on(house):
+    job = submit(house.client()).job_id
+    house.client().call(pb.BalanceRequest(), pb.BalanceReply)
+    closes = pb.CloseAccountRequest(request_id="c", account_id="acme", reason="asked to", balance="forfeit")
+    ask(house.client(house.root), closes)
+    with pytest.raises(Unauthenticated) as refusal:
+        ask(house.client(), pb.BalanceRequest())
+    assert refusal.value.code == "account_closed"
+    reader = house.client(house.root, account="acme")
+    assert ask(reader, pb.GetJobRequest(job_id=job)).state in ("cancelled", "succeeded", "stopping")
+    assert json.loads(house.client(house.root, account="acme").fetch(pb.StatementRequest()))["account_id"] == "acme"

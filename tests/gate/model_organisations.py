@@ -3,12 +3,25 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from fabric.gate.account_events import AddMember, CloseProject, CreateKey, CreateProject, RemoveMember, SetRole
+from fabric.gate.account_events import (
+    AddMember,
+    CloseAccount,
+    CloseProject,
+    CreateKey,
+    CreateProject,
+    OpenAccount,
+    RemoveMember,
+    ResumeAccount,
+    SetRole,
+    SuspendAccount,
+)
+from fabric.gate.events import Submit
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
-from fabric.gate.questions import KeyOf, OrganisationOf
+from fabric.gate.questions import BalanceOf, KeyOf, OrganisationOf
 from fabric.gate.roles import Role
 from tests.gate.driver import Driver, accounts, picks
+from tests.gate.world import S, spec
 
 MAY = {
     "owner": set(OF_CUSTOMERS),
@@ -28,6 +41,8 @@ class OrganisationRules(Driver):
         """By account and name: [role, whether it is here]."""
         self.projects = {}
         """By account and name: whether it is open."""
+        self.stands = None
+        """How the account stands that is suspended and closed here."""
         self.member_keys = {}
         """By id: account, project, member."""
 
@@ -92,6 +107,30 @@ class OrganisationRules(Driver):
         else:
             assert isinstance(outcome, Accepted)
             self.member_keys[key_id] = (account, project, member)
+
+    @rule(what=st.sampled_from(["suspend", "suspend", "resume", "resume", "close"]), sure=st.integers(0, 3))
+    def standing(self, what, sure):
+        """Of an account that nothing else is known of."""
+        if self.stands is None:
+            self.do(OpenAccount(account_id="zoe", name="", plan="starter"))
+            self.stands = "open"
+        if what == "close" and sure:
+            return
+        outcome = self.ask(
+            {
+                "suspend": SuspendAccount(account_id="zoe", reason="unpaid"),
+                "resume": ResumeAccount(account_id="zoe"),
+                "close": CloseAccount(account_id="zoe", reason="gone", balance="forfeit"),
+            }[what]
+        )
+        if self.stands == "closed":
+            assert outcome.code == "account_closed"
+        else:
+            assert isinstance(outcome, Accepted)
+            self.stands = {"suspend": "suspended", "resume": "open", "close": "closed"}[what]
+        tried = self.ask(Submit(job_id=self.name("z"), account_id="zoe", spec=spec(S)))
+        assert tried.code == {"open": "insufficient_tokens"}.get(self.stands, f"account_{self.stands}")
+        assert self.gate.ask(BalanceOf(account_id="zoe"), self.latest).standing == self.stands
 
     @invariant()
     def a_key_is_worth_what_its_member_is(self):

@@ -4,14 +4,17 @@ from typing import Any
 
 from fabric.gate.account_events import (
     AddMember,
+    CloseAccount,
     CloseProject,
     CreateKey,
     CreateProject,
     OpenAccount,
     RemoveMember,
+    ResumeAccount,
     SetRole,
+    SuspendAccount,
 )
-from fabric.gate.events import Cancel, Submit
+from fabric.gate.events import Cancel, Submit, TopUp
 from fabric.gate.instructions import Refusal
 from fabric.gate.roles import Role
 from tests.gate.world import S, spec
@@ -35,4 +38,10 @@ def organise(told: Any) -> None:
     )
     told.tell(RemoveMember(member="olga", **kim), kind=Refusal)
     told.tell(RemoveMember(member="dan", by_key="k-olga", **kim), CloseProject(project="lab", **kim))
+    told.tell(
+        SuspendAccount(reason="unpaid", organisation=True, **kim),
+        ResumeAccount(organisation=True, **kim),
+        TopUp(amount_uhs=50 * S, **kim),
+        CloseAccount(reason="asked to", balance="refund", organisation=True, **kim),
+    )
     told.tell(Submit(job_id="of-dan", key_id="k-lab", spec=spec(100 * S), **lab), kind=Refusal)
