@@ -36,6 +36,12 @@ def _part_of(line: Mapping[str, Any]) -> str:
     )
 
 
+def money_of(line: dict[str, Any]) -> str:
+    """What a line of a statement charges, or takes off: paid, invoiced, credited, refunded."""
+    charged = line.get("cny_microcny")
+    return format_cny(charged) if charged else ""
+
+
 def what_of(line: dict[str, Any]) -> str:
     """What a line of a statement is about."""
     if line.get("paid_microcny"):

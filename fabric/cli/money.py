@@ -8,7 +8,7 @@ import typer
 from fabric.cli import payments
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.job_columns import where
-from fabric.cli.llm_packages import packages_left, print_packages, what_of
+from fabric.cli.llm_packages import money_of, packages_left, print_packages, what_of
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.offers import parts_of, terms_of
 from fabric.cli.output import (
@@ -203,12 +203,12 @@ def statement(
     amounts, left = _rounded(_worth(opening), [line["amount_uhs"] for line in lines])
     held, left_held = _rounded(opening["held_uhs"], [line["held_uhs"] for line in lines])
     rows = [
-        (moment(line["at_us"]), what_of(line), line["ref"], _signed(shown), _signed(shown_held))
+        (moment(line["at_us"]), what_of(line), line["ref"], _signed(shown), _signed(shown_held), money_of(line))
         for line, shown, shown_held in zip(lines, amounts, held, strict=True)
     ]
     if left or left_held:
-        rows.append(("", "rounding", "what the lines leave out", _signed(left), _signed(left_held)))
-    console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
+        rows.append(("", "rounding", "what the lines leave out", _signed(left), _signed(left_held), ""))
+    console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT", "CNY"), rows))
     if every_call and (calls := calls_in(found["records"])):
         print_calls(calls)
     if since:

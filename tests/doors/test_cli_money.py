@@ -84,6 +84,8 @@ def test_an_operator_books_each_payment_for_an_account_by_its_reference(operator
     assert "subscribed to monthly for 4.00 CNY" in operator(
         "subscribe", "monthly", "--account", "acme", "--payment-ref", "INV-2"
     ).output  # fmt: skip
+    said = run("statement").output
+    assert all(money in said for money in ("CNY", "2.50", "4.00"))
 
 
 def test_what_is_unused_of_a_mistake_is_taken_back_and_why_is_kept(house, operator):
