@@ -22,6 +22,7 @@ from fabric.gate import (
     keys,
     limit_answers,
     listing,
+    node_views,
     offers,
     package_answers,
     requests,
@@ -75,7 +76,6 @@ from fabric.gate.views import (
     JobView,
     LeaseView,
     LotView,
-    NodeView,
     OpenUsageView,
     QuoteView,
     UnitsView,
@@ -131,7 +131,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
         case ModelsOf():
             return offers.to(core, question.account_id)
         case NodesOf():
-            return _nodes(core)
+            return node_views.nodes(core)
         case LeasesOf():
             return [
                 LeaseView(
@@ -375,27 +375,3 @@ def _refused_quote(spec: JobSpec, refusal: Refusal) -> QuoteView:
         placeable_now=False,
         refusal=refusal.message,
     )
-
-
-def _nodes(core: Core) -> list[NodeView]:
-    on_node: dict[str, list[str]] = {}
-    for record in core.state.leases.values():
-        for share in record.lease.shares:
-            on_node.setdefault(share.node_id, []).append(record.lease.lease_id)
-    return [
-        NodeView(
-            node_id=node.node_id,
-            accelerator=node.accelerator,
-            pool=node.pool,
-            devices=node.devices,
-            free=node.free,
-            state=node.status,
-            dedicated_to=node.dedicated_to,
-            leases=tuple(on_node.get(node.node_id, ())),
-            units=node.units,
-            fraction=node.fraction,
-            free_units=node.free_units,
-            division=node.division,
-        )
-        for node in core.planner.nodes()
-    ]

@@ -87,7 +87,6 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     project: str = ""
     """Whose work it is: that of the key it was submitted with, or that which is called like its account."""
     member: str = ""
-    """Who submitted it; "" = nobody in particular."""
     ran: tuple[Stay, ...] = ()
     """Where its attempts were, the first and the newest of them."""
 
