@@ -7,6 +7,7 @@ import pytest
 
 from fabric.charging.catalogue import Mode, Plan
 from fabric.charging.tariffs import Weight
+from fabric.cli.llm_packages import money_of
 from fabric.cli.usage_by import print_by
 from fabric.gate.events import Configure, NodeUp, Pool
 from fabric.gate.serving_events import Authorize, SettleHold
@@ -84,8 +85,11 @@ def test_an_operator_books_each_payment_for_an_account_by_its_reference(operator
     assert "subscribed to monthly for 4.00 CNY" in operator(
         "subscribe", "monthly", "--account", "acme", "--payment-ref", "INV-2"
     ).output  # fmt: skip
-    said = run("statement").output
-    assert all(money in said for money in ("CNY", "2.50", "4.00"))
+    assert "held CT  CNY" in run("statement").output
+
+
+def test_a_line_of_a_statement_shows_what_it_charges_or_takes_off():
+    assert [money_of({"cny_microcny": each}) for each in (2_500_000, -10_000, 0)] == ["2.50", "-0.01", ""]
 
 
 def test_what_is_unused_of_a_mistake_is_taken_back_and_why_is_kept(house, operator):
