@@ -141,7 +141,9 @@ def usage(
     every_call: Annotated[
         bool, typer.Option("--calls", help="Every call of a language model, not a line a model.")
     ] = False,
-    by: Annotated[str, typer.Option(help="Sums instead: for each key, model, job, or value of a tag (tag:team).")] = "",
+    by: Annotated[
+        str, typer.Option(help="Sums instead: for each key, project, member, model, job, or value of a tag (tag:team).")
+    ] = "",
     since: Since = "",
     until: Until = "",
     account: ForAccount = "",

@@ -1,6 +1,6 @@
-"""`fabric usage --by …`: what was charged for each key, model, job, or value of a tag."""
+"""`fabric usage --by …`: what was charged for each key, project, member, model, job, or value of a tag."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fabric.cli.output import console, print_json, table
@@ -10,7 +10,8 @@ from fabric.units import CT_DECIMALS, format_ct
 from fabric.wire import fabric_pb2 as pb
 
 TAG: Final = "tag:"
-_PLAIN: Final = ("key", "model", "job")
+_WHOSE: Final = ("project", "member")
+_PLAIN: Final = ("key", "model", "job", *_WHOSE)
 NONE: Final = "–"
 """What stands for those without."""
 
@@ -24,9 +25,12 @@ def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool)
     if by not in _PLAIN and not (by.startswith(TAG) and len(by) > len(TAG)):
         raise InvalidRequest(f"--by {by[:40]!r}: choose of {', '.join(_PLAIN)} or tag:NAME", code="invalid_by")
     sums: dict[str, list[int]] = {}
-    jobs = _jobs_of(door, records) if by == "key" or by.startswith(TAG) else {}
+    jobs = _jobs_of(door, records) if by in ("key", *_WHOSE) or by.startswith(TAG) else {}
+    keys = {key.key_id: key for key in door.call(pb.ListKeysRequest(), pb.ListKeysReply).keys} if by in _WHOSE else {}
     for record in records:
-        found = sums.setdefault(_value(record, jobs.get(record.job_id), by), [0, 0])
+        job = jobs.get(record.job_id)
+        value = _whose(record, job, keys, by) if by in _WHOSE else _value(record, job, by)
+        found = sums.setdefault(value, [0, 0])
         found[0] += 1
         found[1] += record.charged_uhs
     rows = sorted(sums.items(), key=lambda each: (-each[1][1], each[0]))
@@ -41,6 +45,14 @@ def _jobs_of(door: Client, records: Sequence[pb.Cdr]) -> dict[str, pb.Job]:
     named = {record.job_id for record in records if record.job_id}
     found, _ = door.jobs(pb.ListJobsRequest(), most=None) if named else ([], "")
     return {job.job_id: job for job in found if job.job_id in named}
+
+
+def _whose(record: pb.Cdr, job: pb.Job | None, keys: Mapping[str, pb.Key], by: str) -> str:
+    """The project or member of the key that a job was submitted, or a call came, with."""
+    known = job if job is not None else keys.get(record.key_id)
+    if by == "member":
+        return (known.member if known is not None else "") or NONE
+    return known.project if known is not None else record.account_id
 
 
 def _value(record: pb.Cdr, job: pb.Job | None, by: str) -> str:

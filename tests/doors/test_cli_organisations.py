@@ -22,6 +22,18 @@ def test_a_member_is_invited_works_and_leaves(house, run):
     assert "closed" in run("projects", "ls").output
 
 
+def test_usage_is_summed_by_project_and_by_member(house, run):
+    run("projects", "create", "dev", "--wallet", "acme")
+    key = json.loads(run("members", "invite", "dan", "--role", "developer", "--project", "dev", "--json").output)[
+        "api_key"
+    ]
+    for api_key in (key, house.acme):
+        house.fabric(api_key).submit(lambda: None, tokens=1).wait(timeout=20)
+    for by, names in (("project", {"dev", "acme"}), ("member", {"dan", "–"})):
+        rows = json.loads(run("usage", "--by", by, "--json").output)
+        assert {row[by]: row["records"] for row in rows} == dict.fromkeys(names, 1)
+
+
 def test_an_operator_suspends_resumes_and_closes(house, run):
     run("ops", "suspend", "acme", "--reason", "unpaid", key=house.root)
     assert "is suspended (unpaid)" in run("cancel", "job-0", code=3).stderr
