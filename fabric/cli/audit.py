@@ -104,6 +104,9 @@ def verify(
     key: TrustedKey = None,
     witnessed: Witnessed = None,
     policy: PolicyFile = None,
+    statement: Annotated[
+        Path | None, typer.Option(help="What `fabric statement --json` wrote: hold it against the export.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well and --key has signed it,
@@ -114,7 +117,8 @@ def verify(
     from fabric.audit.verify import Lines, verify_export  # noqa: PLC0415  # it needs cryptography, which a client alone has not
 
     try:
-        report = verify_export(Lines(file), trusted_key=key, witnessed=_text(witnessed), policy=_text(policy))
+        told = {"witnessed": _text(witnessed), "policy": _text(policy), "statement": _text(statement)}
+        report = verify_export(Lines(file), trusted_key=key, **told)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
     _tell(report, file, as_json=as_json)

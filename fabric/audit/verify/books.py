@@ -1,6 +1,7 @@
 """What the entries say, added up: accounts, holds and requests."""
 
 from collections import Counter, defaultdict
+from sys import intern
 from typing import Any
 
 from .assets import CT, asset_of
@@ -12,6 +13,7 @@ from .lots import DAY_US, Lots
 from .numbers import Numbers
 from .report import Wrong, require
 from .sales import Sales
+from .statement import Statement
 from .strict_json import loads
 
 _REMEMBERED = 32_768
@@ -20,7 +22,8 @@ _REMEMBERED = 32_768
 class Books:
     """What the entries say, added up: nothing is made of nothing, and nobody goes below zero."""
 
-    def __init__(self, counts: Counter[str], *, account: str | None = None) -> None:
+    def __init__(self, counts: Counter[str], *, account: str | None = None, statement: Statement | None = None) -> None:
+        self.statement = statement
         self.counts, self.account = counts, account
         self.held, self.balances = defaultdict[str, int](int), defaultdict[tuple[str, str], int](int)
         self.requests: defaultdict[str, dict[Any, tuple[Any, Any, int]]] = defaultdict(dict)
@@ -40,6 +43,9 @@ class Books:
         self.at_us = entry["at_us"]
         self.counts["entries"] += 1
         event, outcome = entry["event"] or {"event": ""}, entry["outcome"] or {"outcome": ""}
+        for each, name in (*((transfer, "ref") for transfer in entry["transfers"]), (event, "hold_id")):
+            if name in each:
+                each[name] = intern(each[name])  # the name of a hold stands in many places: kept once
         self.counts["refusals"] += outcome["outcome"] == "refused"
         self._request(seq, event, outcome, entry["transfers"])
         if self.ending[1] and entry.get("continues") != self.ending[0]:
@@ -52,6 +58,8 @@ class Books:
             self.sales.learn(seq, event)
         self.sales.post(seq, event, entry["transfers"])
         self.numbers.post(seq, entry["transfers"])
+        if self.statement:
+            self.statement.post(seq, self.at_us, entry["transfers"])
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
             self.lots.post(seq, transfer, event, whole=whole or not self.counts["withheld entries"])
@@ -67,6 +75,8 @@ class Books:
             self.ended.add(self.ending[1])
         self.calls.finish()
         self.jobs.finish(self.ended)
+        if self.statement:
+            self.statement.finish()
 
     def _request(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], transfers: list[Any]) -> None:
         """A request id that got a yes gets it again for 32 days, and moves nothing; a refused one is decided anew."""

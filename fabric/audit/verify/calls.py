@@ -46,6 +46,11 @@ class Calls:
         if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
             self.heard[event["hold_id"]] = event["seq"]
             self.used[event["hold_id"]] += event.get("used_uhs", 0)
+        if said and event["event"] != "update_hold" and self.used[event["hold_id"]] == self.met[event["hold_id"]]:
+            del (
+                self.used[event["hold_id"]],
+                self.met[event["hold_id"]],
+            )  # settled; what comes later must be even by itself
 
     def finish(self) -> None:
         """What was reported of each hold is what was taken off it."""

@@ -12,10 +12,16 @@ class Check:
     """A file that somebody signed, against the key that its reader trusts and an older checkpoint that was kept."""
 
     def __init__(
-        self, report: Report, trusted_key: str | None, witnessed: str | None, policy: str | None = None
+        self,
+        report: Report,
+        trusted_key: str | None,
+        witnessed: str | None,
+        policy: str | None = None,
+        statement: str | None = None,
     ) -> None:
         self.report, self.trusted_key, self.policy_text = report, trusted_key, policy
         self.policy: Policy | None = None
+        self.statement = statement
         self.witnessed = witnessed.rstrip("\n") + "\n" if witnessed else None
         report.trusted = bool(trusted_key)
 

@@ -20,15 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--policy", type=Path, help="a tlog-policy: logs to believe, and witnesses that must have cosigned"
     )
+    parser.add_argument(
+        "--statement", type=Path, help="what `fabric statement --json` wrote, to be held against the export"
+    )
     given = parser.parse_args(argv)
     try:
         witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
         policy = given.policy.read_text(encoding="utf-8") if given.policy else None
+        statement = given.statement.read_text(encoding="utf-8") if given.statement else None
         if given.receipts:
             text = given.export.read_bytes().decode().removesuffix("\n")
             report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed, policy=policy)
         else:
-            report = verify_export(Lines(given.export), trusted_key=given.key, witnessed=witnessed, policy=policy)
+            report = verify_export(
+                Lines(given.export), trusted_key=given.key, witnessed=witnessed, policy=policy, statement=statement
+            )
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
         return 2

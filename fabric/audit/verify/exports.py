@@ -10,6 +10,7 @@ from .books import Books
 from .check import Check, reported
 from .notes import signed
 from .report import Report, Wrong, require
+from .statement import Statement
 from .strict_json import loads
 from .tree import EMPTY, Tree, consistent, included, leaf_hash
 
@@ -17,7 +18,12 @@ _SEAL = "token-fabric-audit-export"
 
 
 def verify_export(
-    lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None, policy: str | None = None
+    lines: Iterable[str],
+    *,
+    trusted_key: str | None = None,
+    witnessed: str | None = None,
+    policy: str | None = None,
+    statement: str | None = None,
 ) -> Report:
     """Check an export line by line, twice: first its seal, then what it says. No more of it is kept than the books need.
 
@@ -26,9 +32,10 @@ def verify_export(
         trusted_key: the operator's verifier key, `<name>+<key id>+<base64>`. None = the one in the export.
         witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
         policy: a C2SP tlog-policy: logs that are believed, and witnesses that must have cosigned this checkpoint or that.
+        statement: what `fabric statement --json` wrote, to be held against the export.
     """
     again = list(lines) if iter(lines) is lines else lines
-    return reported(ExportCheck(Report(), trusted_key, witnessed, policy), again)
+    return reported(ExportCheck(Report(), trusted_key, witnessed, policy, statement), again)
 
 
 class ExportCheck(Check):
@@ -63,6 +70,12 @@ class ExportCheck(Check):
         else:
             self._account(body, root, (old_size, old_root), since)
 
+    def _books(self) -> Books:
+        statement, account = (Statement(self.statement) if self.statement else None), self.report.account
+        fits = statement is None or account in (None, statement.account)
+        require(fits, f"the statement is of another account than the export, {account}")
+        return Books(self.report.counts, account=account, statement=statement)
+
     def _first(self, first: str) -> Any:
         try:
             return loads(first)
@@ -89,7 +102,7 @@ class ExportCheck(Check):
 
     def _full(self, body: Iterable[dict[str, Any]], root: bytes, old: tuple[int, bytes]) -> None:
         """Every leaf is here: make the root from them, and audit what they say."""
-        report, books, tree, (old_size, old_root) = self.report, Books(self.report.counts), Tree(), old
+        report, books, tree, (old_size, old_root) = self.report, self._books(), Tree(), old
         found = 0
         for seq, line in enumerate(body):
             report.line, found = seq + 2, seq + 1
@@ -107,7 +120,7 @@ class ExportCheck(Check):
 
     def _account(self, body: Iterable[dict[str, Any]], root: bytes, old: tuple[int, bytes], since: Any) -> None:
         """An account's own entries: each must be proved to be in the signed tree."""
-        books, before, (old_size, old_root) = Books(self.report.counts, account=self.report.account), -1, old
+        books, before, (old_size, old_root) = self._books(), -1, old
         for self.report.line, line in enumerate(body, 2):
             seq, proof = line["seq"], [bytes.fromhex(node) for node in line["proof"]]
             require(before < seq < self.report.size, f"entry {seq} is out of order or beyond the signed tree")
