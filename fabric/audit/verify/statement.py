@@ -42,10 +42,10 @@ class Statement:
         for number, (told, found) in enumerate(zip(said, self.lines, strict=False), 1):
             require(told == found, f"line {number} of the statement is {told}, and the export has {found}")
         require(len(said) == len(self.lines), f"the statement has {len(said)} lines, and the export {len(self.lines)}")
-        for name, found in (("opening", self.opening), ("closing", self.closing)):
-            told = {each: int(self.said[name].get(each, 0)) for each in self.balances}
-            have = self.balances if found is None else found
-            require(told == have, f"the statement's {name} is {told}, and the export's {have}")
+        for name, kept in (("opening", self.opening), ("closing", self.closing)):
+            balances = {each: int(self.said[name].get(each, 0)) for each in self.balances}
+            have = self.balances if kept is None else kept
+            require(balances == have, f"the statement's {name} is {balances}, and the export's {have}")
 
     def _side(self, transfer: dict[str, Any]) -> tuple[dict[str, int] | None, dict[str, Any]]:
         """How the account's balances are changed by a transfer, and the line that says so; None where it isn't touched."""
