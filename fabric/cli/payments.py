@@ -130,8 +130,8 @@ def refund(
 def suspense(
     suspense_id: Annotated[str, typer.Argument(metavar="ID", help="What to settle; without it, all are listed.")] = "",
     *,
-    how: Annotated[str, typer.Option(help="returned | kept | booked")] = "",
-    account: Annotated[str, typer.Option(help="Whose tokens it buys, where it is booked.")] = "",
+    how: Annotated[str, typer.Option(help="returned | kept | booked | invoices")] = "",
+    account: Annotated[str, typer.Option(help="Whose tokens it buys, or whose invoices it pays.")] = "",
     reason: Annotated[str, typer.Option(help="Why: kept for ever.")] = "",
     as_json: AsJson = False,
 ) -> None:

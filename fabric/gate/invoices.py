@@ -46,7 +46,7 @@ def record_payment(core: Core, event: RecordPayment) -> Outcome:
     )
     if isinstance(paid, Refused):
         return refusals.from_ledger(paid)
-    _lift(core, account)
+    lift(core, account)
     return Accepted(facts={"paid_microcny": event.amount_microcny, **_left(account)})
 
 
@@ -67,7 +67,7 @@ def credit(core: Core, event: CreditInvoice) -> Outcome:
             unpaid_microcny=unpaid,
         )
     core.book.credit_note(event.account_id, invoice_id=event.invoice_id, amount_microcny=amount, now_us=core.now_us)
-    _lift(core, account)
+    lift(core, account)
     text = f"{format_cny(amount)} CNY less: {event.reason}"
     notices.tell(core, event.account_id, "invoice_credited", event.invoice_id, text)
     return Accepted(facts={"credit_note": core.book.credit_notes_made, "amount_microcny": amount, **_left(account)})
@@ -128,7 +128,7 @@ def _take(core: Core, account_id: AccountId, account: Account, invoice: Invoice,
         notices.tell(core, account_id, "credit_stopped", invoice.invoice_id, text, operator=True)
 
 
-def _lift(core: Core, account: Account) -> None:
+def lift(core: Core, account: Account) -> None:
     """Something was paid or credited: an account of which nothing is overdue for so long has its credit again."""
     if account.credit_stopped_at_us is not None and all(each.stopped_at_us is None for each in account.invoices):
         account.credit_stopped_at_us = None

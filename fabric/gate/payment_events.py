@@ -102,10 +102,11 @@ class SettleSuspense(Event, frozen=True, kw_only=True, tag="settle_suspense"):
 
     suspense_id: str
     how: str
-    """returned (it went to where it came from) | kept (it is the operator's) | booked (tokens for an account)"""
+    """returned (it went to where it came from) | kept (it is the operator's) | booked (tokens for an account) | invoices (pays an account's)
+    """
     reason: str
     account_id: AccountId = AccountId("")
-    """Whose tokens it buys, at the price of the account's plan."""
+    """Whose tokens it buys, at the price of the account's plan, or whose invoices it pays."""
     request_id: str = ""
 
 

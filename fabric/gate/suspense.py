@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import notices, refusals, treasury
+from fabric.gate import invoices, notices, refusals, treasury
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payment_events import CNY, PaymentState, Said, SettleSuspense
@@ -13,7 +13,7 @@ from fabric.ledger import Origin
 from fabric.ledger.paybacks import Sum
 from fabric.units import UHS_PER_CT, AccountId, format_cny
 
-WAYS: Final = ("returned", "kept", "booked")
+WAYS: Final = ("returned", "kept", "booked", "invoices")
 
 
 def id_of(provider: str, name: str) -> str:
@@ -92,8 +92,9 @@ def settle(core: Core, event: SettleSuspense) -> Outcome:
             f"say how it is settled ({', '.join(WAYS)}), and why, in 1 to {REASON_MAX} characters",
             code="invalid_settlement",
         )
-    if event.how == "booked":
-        if refusal := _book(core, found, event):
+    if event.how in ("booked", "invoices"):
+        put = _book if event.how == "booked" else _pay_invoices
+        if refusal := put(core, found, event):
             return refusal
     elif event.how == "returned":
         _return(core, found)
@@ -101,6 +102,29 @@ def settle(core: Core, event: SettleSuspense) -> Outcome:
         core.book.keep(found.account_id, **_sum(core, found))
     found.settled, found.reason = event.how, event.reason
     return Accepted(facts={"amount": found.amount, "currency": found.currency})
+
+
+def _pay_invoices(core: Core, found: Suspense, event: SettleSuspense) -> Refusal | None:
+    """All of it is for an account's invoices, the oldest first."""
+    account = core.book.accounts.get(event.account_id)
+    if account is None:
+        return refusals.not_found("account", event.account_id)
+    if not 0 < found.amount <= account.receivable_microcny or found.currency != CNY:
+        return refusals.invalid(
+            f"account {event.account_id} has invoices of {format_cny(account.receivable_microcny)} {CNY} to pay, and"
+            f" {format_cny(found.amount)} {found.currency} stand in suspense: return, keep or book them",
+            code="invalid_settlement",
+        )
+    _return(core, found)
+    core.book.pay(
+        event.account_id,
+        amount_microcny=found.amount,
+        channel=found.provider,
+        payment_ref=found.suspense_id,
+        now_us=core.now_us,
+    )
+    invoices.lift(core, account)
+    return None
 
 
 def _return(core: Core, found: Suspense) -> None:

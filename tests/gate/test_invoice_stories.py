@@ -10,6 +10,7 @@ from fabric.gate import Gate, derived
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import ClosePeriod, RecordPayment, Tick
 from fabric.gate.invoice_events import CreditInvoice
+from fabric.gate.payment_events import PaymentState, PaymentTold, Said, SettleSuspense
 from fabric.gate.questions import BalanceOf, NoticesOf
 from fabric.gate.serving_events import Authorize, SettleHold
 from tests.gate.tills import HOUR, USE
@@ -129,6 +130,22 @@ def test_a_credit_note_names_its_invoice_and_lifts_what_it_led_to(books):
     assert books.balance().invoices == ()
     assert books.heard()[-2:] == ["credit_restored", "invoice_credited"]
     assert books.credit("one/dan", 10_000).code == "not_found", "nothing of it is unpaid"
+
+
+def test_what_came_in_at_a_provider_pays_invoices(books):
+    """A customer may pay the sum of an invoice there, which no payment was asked for."""
+    books.use(700)
+    books.close("one")
+    books.after(20)
+    for name, amount in (("x", 80_000), ("y", 90_000)):
+        said = {"provider": "stripe", "provider_ref": f"pi_{name}", "payment_id": name, "amount": amount}
+        books.do(PaymentTold(said=Said(state=PaymentState.PAID, **said)))
+    put = {"how": "invoices", "reason": "for invoice 1"}
+    assert books.do(SettleSuspense(suspense_id="stripe/y", account_id="dan", **put)).code == "invalid_settlement"
+    assert books.do(SettleSuspense(suspense_id="stripe/x", account_id="eve", **put)).code == "not_found"
+    assert not hasattr(books.do(SettleSuspense(suspense_id="stripe/x", account_id="dan", **put)), "code")
+    assert (books.balance().invoices, books.heard()[-1]) == ((), "credit_restored")
+    assert (books.money["cash/stripe"], books.money["suspense/stripe"]) == (170_000, -90_000)
 
 
 def test_terms_that_are_set_later_are_for_what_is_unpaid_then(books):
