@@ -32,6 +32,8 @@ DAY_CT: Final = "0.05"
 MODEL: Final = "byte-lm"
 ASKED: Final = "import os\nimport sys\n\ndef main("
 ANSWER_TOKENS: Final = 48
+PACKAGE: Final = "llm-10m"
+"""Of LLM tokens, as plans.yaml sells it."""
 SETTLED_S: Final = 30.0
 STRANGER: Final = "torch.utils.benchmark.examples.simple_timeit"
 """A program that comes with torch, and measures how long an addition takes."""
@@ -116,6 +118,8 @@ def _train_and_serve(fabric: Fabric, operator: Client, found: daemon.Running, *,
 
     heading(6, "An OpenAI client, paid from the same balance")
     _ask(fabric, found, key=key)
+    fabric.client.call(pb.BuyBundleRequest(request_id=new_request_id(), bundle=PACKAGE), pb.Accepted)
+    _ask(fabric, found, key=key, package=True)
 
 
 def _open_account(operator: Client) -> str:
@@ -163,8 +167,8 @@ def _nothing_lost(train: Job, evicted: Job) -> None:
     )
 
 
-def _ask(fabric: Fabric, found: daemon.Running, *, key: str) -> None:
-    """A stream, as any OpenAI client asks for one."""
+def _ask(fabric: Fabric, found: daemon.Running, *, key: str, package: bool = False) -> None:
+    """A stream, as any OpenAI client asks for one; paid from a package of LLM tokens where there is one by now."""
     from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 - comes with the engine
 
     http = DefaultHttpxClient(verify=found.ca or True)
@@ -184,21 +188,23 @@ def _ask(fabric: Fabric, found: daemon.Running, *, key: str) -> None:
                 usage, paid = chunk.usage, (chunk.model_extra or {}).get("fabric", {})
     assert usage is not None, "a stream without its usage"
     console.print(f"   {ASKED!r} → {said!r}", markup=False)
-    settled = _settled(fabric)
+    settled = _settled(fabric, calls=2 if package else 1)
     assert settled.charged_uhs == int(paid["charged_uhs"]), "the bill says something else than the answer did"
-    console.print(
-        f"   {usage.prompt_tokens} + {usage.completion_tokens} LLM tokens, charged {paid['charged_ct']} CT"
-        f" of {fabric.balance().free_ct} free"
-    )
+    assert bool(settled.packages) == package, f"paid for otherwise than was bought: {settled}"
+    said_of = f"charged {paid['charged_ct']} CT of {fabric.balance().free_ct} free"
+    if package:
+        assert settled.charged_uhs == 0, "a package covers every token"
+        said_of = f"from the package: {fabric.balance().packages[0]}"
+    console.print(f"   {usage.prompt_tokens} + {usage.completion_tokens} LLM tokens, {said_of}", markup=False)
 
 
-def _settled(fabric: Fabric) -> pb.Cdr:
-    """The call's charging record, once it is in the ledger: a replica settles its calls every few seconds."""
+def _settled(fabric: Fabric, *, calls: int) -> pb.Cdr:
+    """The newest call's charging record, once it is in the ledger: a replica settles its calls every few seconds."""
     until = time.monotonic() + SETTLED_S
     while time.monotonic() < until:
-        for record in fabric.usage():
-            if record.model == MODEL:
-                return record
+        records = [record for record in fabric.usage() if record.model == MODEL]
+        if len(records) >= calls:
+            return max(records, key=lambda record: record.ended_at_us)
         time.sleep(_REFRESH_S)
     raise AssertionError(f"the call is not settled after {SETTLED_S:g} s")
 
