@@ -7,10 +7,12 @@ from typing import Any, Final
 from google.protobuf.json_format import ParseDict
 
 from fabric.cli.llm_packages import added, paid_for, totals_of
-from fabric.cli.output import console, moment, print_records, table
+from fabric.cli.output import console, moment, print_records, table, tell
+from fabric.client.client import Client
 from fabric.units import CT_DECIMALS, format_ct
 from fabric.wire import fabric_pb2 as pb
 
+_JOBS_MAX: Final = 1_000
 GATEWAY: Final = "gateway:"
 """How the holds that gateways keep for an account are called."""
 
@@ -80,3 +82,11 @@ _CALL_COLUMNS: Final[dict[str, Any]] = {
     "charged CT": lambda cdr: "covered" if cdr.covered else format_ct(cdr.charged_uhs, decimals=CT_DECIMALS),
     "ended": lambda cdr: cdr.ended,
 }
+
+
+def say_what_is_open(door: Client, job_id: str) -> None:
+    """A record is made when its lease is cleared away, a moment after its job has ended; charges come before it."""
+    jobs = door.call(pb.ListJobsRequest(limit=_JOBS_MAX), pb.ListJobsReply).jobs
+    still = [each for each in jobs if each.HasField("lease_id") and each.HasField("started_at_us")]
+    if found := [each.job_id for each in still if job_id in ("", each.job_id)]:
+        tell(f"charged already, and recorded here when they have left their devices: {', '.join(found)}")

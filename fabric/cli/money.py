@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli import payments
-from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
+from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals, say_what_is_open
 from fabric.cli.job_columns import where
 from fabric.cli.llm_packages import money_of, packages_left, print_packages, what_of
 from fabric.cli.moments import Since, Until, parse_moment
@@ -21,11 +21,10 @@ from fabric.cli.output import (
     record,
     say,
     table,
-    tell,
 )
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.cli.usage_by import print_by
-from fabric.client.client import Client, new_request_id
+from fabric.client.client import new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -169,15 +168,7 @@ def usage(
     if calls and not as_json:
         print_calls(calls) if every_call else print_totals(calls)
     if not as_json and until_us is None:
-        _say_what_is_open(door, request.job_id)
-
-
-def _say_what_is_open(door: Client, job_id: str) -> None:
-    """A record is made when its lease is cleared away, a moment after its job has ended; charges come before it."""
-    jobs = door.call(pb.ListJobsRequest(limit=_JOBS_MAX), pb.ListJobsReply).jobs
-    still = [each for each in jobs if each.HasField("lease_id") and each.HasField("started_at_us")]
-    if found := [each.job_id for each in still if job_id in ("", each.job_id)]:
-        tell(f"charged already, and recorded here when they have left their devices: {', '.join(found)}")
+        say_what_is_open(door, request.job_id)
 
 
 def statement(
@@ -373,7 +364,6 @@ def _signed(count: int) -> str:
 
 
 _ANYTHING: Final = "anything"
-_JOBS_MAX: Final = 1_000
 UHS_PER_DECIMAL: Final = UHS_PER_CT // 10**CT_DECIMALS
 _NO_CHARGES: Final[dict[str, Any]] = {"amount_uhs": 0, "held_uhs": 0, "count": 0}
 _LOT_COLUMNS: Final[dict[str, Any]] = {
