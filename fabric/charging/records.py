@@ -80,3 +80,5 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     """What packages of LLM tokens paid for of a call: `charged_uhs` is for the rest."""
     spared_uhs: int = 0
     """What the tokens that packages paid for would have cost beside."""
+    tags: tuple[str, ...] = ()
+    """What its job was tagged with, as cost centres are: `team=red`."""

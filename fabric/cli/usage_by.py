@@ -25,7 +25,7 @@ def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool)
     if by not in _PLAIN and not (by.startswith(TAG) and len(by) > len(TAG)):
         raise InvalidRequest(f"--by {by[:40]!r}: choose of {', '.join(_PLAIN)} or tag:NAME", code="invalid_by")
     sums: dict[str, list[int]] = {}
-    jobs = _jobs_of(door, records) if by in ("key", *_WHOSE) or by.startswith(TAG) else {}
+    jobs = _jobs_of(door, records, by) if by in ("key", *_WHOSE) or by.startswith(TAG) else {}
     keys = {key.key_id: key for key in door.call(pb.ListKeysRequest(), pb.ListKeysReply).keys} if by in _WHOSE else {}
     for record in records:
         job = jobs.get(record.job_id)
@@ -41,8 +41,9 @@ def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool)
     console().print(table(f"usage by {by}", (by, "records", "charged CT"), lines))
 
 
-def _jobs_of(door: Client, records: Sequence[pb.Cdr]) -> dict[str, pb.Job]:
-    named = {record.job_id for record in records if record.job_id}
+def _jobs_of(door: Client, records: Sequence[pb.Cdr], by: str) -> dict[str, pb.Job]:
+    """Of those whose records don't say it themselves."""
+    named = {record.job_id for record in records if record.job_id and (not by.startswith(TAG) or not record.tags)}
     found, _ = door.jobs(pb.ListJobsRequest(), most=None) if named else ([], "")
     return {job.job_id: job for job in found if job.job_id in named}
 
@@ -63,5 +64,5 @@ def _value(record: pb.Cdr, job: pb.Job | None, by: str) -> str:
     if by == "key":
         return record.key_id or (job.key_id if job is not None else "") or NONE
     begin = f"{by.removeprefix(TAG)}="
-    tags = job.tags if job is not None else ()
+    tags = record.tags or (job.tags if job is not None else ())
     return next((tag.removeprefix(begin) for tag in tags if tag.startswith(begin)), NONE)

@@ -7,6 +7,8 @@ begins or ends.
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from fabric.charging.clockwork import Terms
 from fabric.charging.records import Cdr
 from fabric.charging.sessions import ChargingSession
@@ -90,7 +92,7 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
     ended = str(record.outcome) if record.outcome else ""
-    closed = session.close(ended=ended, at_us=record.ended_at_us)
+    closed = replace(session.close(ended=ended, at_us=record.ended_at_us), tags=job.spec.tags)
     core.records.append(closed)
     job.ran_us += record.ended_at_us - record.started_at_us
     return closed
