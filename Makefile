@@ -102,8 +102,8 @@ sbom: setup ## Write dist/sbom-*.cdx.json: what is in a release, in CycloneDX
 	  $(BIN)/uv tool run -q --from "cyclonedx-bom>=7" cyclonedx-py requirements --pyproject pyproject.toml \
 	    --output-reproducible --of JSON -o dist/sbom-$$lock.cdx.json locks/$$lock.txt || exit 1; done
 
-release: sbom ## Build the wheel and the source archive, and put it beside its locks, SBOMs and their hashes into dist/
-	$(BIN)/uv build -q -o dist
+release: sbom ## Build the wheels and the source archive, and put them beside their locks, SBOMs and their hashes into dist/
+	$(BIN)/python .ci/wheels.py dist
 	cp locks/client.txt dist/lock-client.txt; cp locks/base.txt dist/lock-base.txt; cp locks/cpu.txt dist/lock-cpu.txt; cp locks/gpu.txt dist/lock-gpu.txt
 	cd dist && sha256sum *.whl *.tar.gz *.txt *.cdx.json > SHA256SUMS
 

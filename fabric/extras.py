@@ -9,7 +9,28 @@ from fabric.errors import InvalidRequest
 CLUSTER_PYTHON: Final = (3, 11)
 """What all processes of a cluster run: objects travel between them pickled."""
 _EXTRA_OF: Final = {"cryptography": "audit", "torch": "train", "stripe": "stripe"}
-_OURS: Final = frozenset({"fabric", "serving", "training"})
+_OURS: Final = frozenset({"fabric", "training"})
+_CLUSTERS: Final = frozenset(
+    [
+        "api",
+        "cluster",
+        "config",
+        "daemon",
+        "demo",
+        "doctor",
+        "enforcement",
+        "gate",
+        "inventory",
+        "journal",
+        "node",
+        "payments",
+        "placement",
+        "server",
+        "simulation",
+        "worker",
+    ]
+)
+"""Rooms of ours that a client's wheel is without: `cluster-wheel` in pyproject.toml says the same."""
 
 
 def needed(package: str, *, by: str) -> None:
@@ -23,12 +44,14 @@ def needed(package: str, *, by: str) -> None:
 
 
 def missing(package: str, *, by: str) -> InvalidRequest:
-    """What is said where a package is missing."""
-    top = package.partition(".")[0]
+    """What is said where a package is missing, or a room of ours that only a cluster has."""
+    top = package if package.startswith("fabric.") else package.partition(".")[0]
     extra = _EXTRA_OF.get(top, "cluster")
+    from_where = f"install token-fabric with the extra {extra}, token-fabric[{extra}]"
+    if top.startswith(("fabric.", "serving")):
+        from_where += ", and the wheel token_fabric_cluster of the same release"
     return InvalidRequest(
-        f"{by} needs the package {top}, which a client alone doesn't have: install token-fabric with the extra {extra},"
-        f" token-fabric[{extra}]",
+        f"{by} needs the package {top}, which a client alone doesn't have: {from_where}",
         code="needs_extra",
         package=top,
         extra=extra,
@@ -37,7 +60,10 @@ def missing(package: str, *, by: str) -> InvalidRequest:
 
 def is_ours(package: str | None) -> bool:
     """Whether a module that was not found should have been: a mistake of ours, and no missing package."""
-    return package is None or package.partition(".")[0] in _OURS
+    if package is None:
+        return True
+    top, _, rest = package.partition(".")
+    return top in _OURS and rest.partition(".")[0] not in _CLUSTERS
 
 
 def check_cluster_python(*, by: str) -> None:

@@ -1,5 +1,6 @@
 """Commands that start, stop and examine a whole fabric: the only ones that reach beyond the wire."""
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson
 from fabric.client.profile import Profile, save_profile
 from fabric.errors import Unavailable
-from fabric.extras import check_cluster_python
+from fabric.extras import check_cluster_python, needed
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
 NEXT = "fabric topup 10, then fabric submit train.py --tokens 2 --follow"
@@ -56,6 +57,7 @@ def up(
     starts from an older one, or with 0 from the whole journal; nothing is deleted.
     """
     check_cluster_python(by="fabric up")
+    needed("fabric.daemon", by="fabric up")
     log_plainly()
     from fabric import daemon  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
     from fabric.config import cluster  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
@@ -141,6 +143,7 @@ def down(
     and the jobs go on; --gate stops the gate as well, to upgrade it or to give it another cluster file. Jobs go on even
     then, and the next `fabric up` finds them.
     """
+    needed("fabric.daemon", by="fabric down")
     log_plainly()
     from fabric import daemon  # noqa: PLC0415
 
@@ -194,6 +197,8 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
 
 def is_all_here(address: str) -> bool:
     """Whether the fabric at this address is this machine's own, with all of its nodes."""
+    if importlib.util.find_spec("fabric.daemon") is None:
+        return False  # a client alone starts none
     from fabric import daemon  # noqa: PLC0415
 
     found = daemon.running()

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from fabric import versions
+from fabric import extras, versions
 from fabric.wire import fabric_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -72,17 +73,23 @@ def interpreter(version):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """What a release gives out, made from its source archive as an index's users would."""
+def release(tmp_path_factory):
+    """The folder of what a release gives out, made from its source archive as an index's users would."""
     place = tmp_path_factory.mktemp("dist")
     if UV is None:
         pytest.skip("there is no uv here")
-    made = subprocess.run([UV, "build", "-q", "-o", place, str(ROOT)], capture_output=True, text=True, check=False)
+    command = [sys.executable, ROOT / ".ci" / "wheels.py", place]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode and ("error sending request" in made.stderr or "No solution" in made.stderr):
         pytest.skip(f"the build's own packages can't be had here: {made.stderr[-200:]}")
     assert made.returncode == 0, made.stderr
-    assert [file.suffix for file in sorted(place.glob("token_fabric-*"))] == [".whl", ".gz"]
-    return next(place.glob("*.whl"))
+    assert [file.suffix for file in sorted(place.iterdir())] == [".whl", ".gz", ".whl"]
+    return place
+
+
+@pytest.fixture(scope="session")
+def wheel(release):
+    return next(release.glob("token_fabric-*.whl"))
 
 
 @pytest.fixture(scope="session", params=PYTHONS)
@@ -128,6 +135,30 @@ def test_a_client_alone_brings_few_packages_and_takes_little_room(alone):
     size = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file())
     assert size <= BYTES_MAX, f"{size:,} bytes"
     assert not [name for name in HEAVY if (packages / name).exists()]
+
+
+def files_of(wheel):
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheels_of_a_release_share_no_file_and_are_all_that_the_source_has(release, wheel, tmp_path):
+    (archive,) = release.glob("*.tar.gz")
+    subprocess.run([UV, "build", "-q", "--wheel", "-o", tmp_path, archive], check=True)
+    (whole,) = tmp_path.glob("*.whl")
+    client, cluster = files_of(wheel), files_of(next(release.glob("token_fabric_cluster-*.whl")))
+    assert client.isdisjoint(cluster)
+    assert client | cluster == files_of(whole)
+
+
+def test_what_a_client_is_without_is_told_alike_where_it_is_built_and_where_it_is_missed():
+    rooms = PROJECT["tool"]["fabric"]["cluster-wheel"]
+    missed = [extras.missing(room.replace("/", "."), by="it").facts["extra"] for room in rooms]
+    assert missed == ["cluster"] * len(rooms)
+    assert not [room for room in rooms if extras.is_ours(room.replace("/", "."))]
+    kept = {path.parent.name for path in ROOT.glob("fabric/*/__init__.py")} - {
+        room.rpartition("/")[2] for room in rooms
+    }
+    assert all(extras.is_ours(f"fabric.{room}") for room in kept)
 
 
 def test_a_client_alone_says_its_version_and_helps(alone):
@@ -195,7 +226,10 @@ def test_a_function_without_code_of_its_own_is_sent_from_any_python(alone, house
     ("words", "extra"),
     [
         (("doctor",), "cluster"),
+        (("up",), "cluster"),
         (("down",), "cluster"),
+        (("simulate", "README.md"), "cluster"),
+        (("ops", "prices", "check", "README.md"), "cluster"),
         (("calibrate", "serving", "m"), "cluster"),
         (("audit", "verify", "README.md"), "audit"),
     ],
