@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
 from fabric.ledger import Book, Granted, Origin, Refused, Scope, Service, Settled, Terms, Use
+from fabric.ledger.funding import FEN_MICROCNY
 from fabric.units import UHS_PER_CT
 
 from .oracle import ACCOUNTS, MARGIN, WINDOW, Oracle, OracleHold, OracleLot
 
+FEN_EACH = UHS_PER_CT * FEN_MICROCNY
+"""The price of a token at which each µHs is a fen."""
 USES = (
     Use(service=Service.TRAINING, accelerators=("H100",)),
     Use(service=Service.INFERENCE, accelerators=("H100", "A100")),
@@ -147,7 +150,7 @@ class BookMachine(RuleBasedStateMachine):
         self.oracle.limit[account] = limit
         self.most_credit[account] = max(self.most_credit[account], limit)
 
-    @rule(account=st.sampled_from(ACCOUNTS), per_ct=st.sampled_from([0, 1, UHS_PER_CT // 3, UHS_PER_CT]))
+    @rule(account=st.sampled_from(ACCOUNTS), per_ct=st.sampled_from([0, 1, FEN_EACH // 3, FEN_EACH]))
     def invoice(self, account, per_ct):
         """Debt becomes an invoice, and counts as much as before until it is paid, unless tokens cost nothing."""
         self.sweep()
@@ -159,7 +162,8 @@ class BookMachine(RuleBasedStateMachine):
         assert (answer is None) == (debt == 0)
         self.oracle.debt[account] = 0
         if debt and per_ct:
-            self.oracle.invoices[account].append([debt, max(1, round(Fraction(debt * per_ct, UHS_PER_CT))), 0])
+            fen = max(1, round(Fraction(debt * per_ct, UHS_PER_CT * FEN_MICROCNY)))
+            self.oracle.invoices[account].append([debt, fen * FEN_MICROCNY, 0])
         assert self.book.accounts[account].exposed_uhs == (before if per_ct else before - debt)
 
     @rule(account=st.sampled_from(ACCOUNTS), share=st.sampled_from([1, 2, 3]))
