@@ -2,11 +2,13 @@
 
 vLLM's worker processes ignore SIGTERM and can outlive a parent that was killed, with the device's memory in their
 hands. `watch` starts a small process of its own session that reads the pids over a pipe; when the pipe breaks, it kills
-those that are still the same processes. It is also run as a command, by `watch`.
+those that are still the same processes. What was there before is not the engine's. It is also run as a command, by `watch`.
 """
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -14,20 +16,28 @@ import psutil
 
 @dataclass(slots=True)
 class Reaper:
-    """The watching process, and which processes it has been told of."""
+    """The watching process, who was there before it, and which processes it has been told of."""
 
     process: subprocess.Popen[bytes]
+    spared: frozenset[psutil.Process]
     told: set[int]
 
     def tell(self) -> None:
-        """Name every process below this one, the reaper left out."""
+        """Name every process below this one: those that were there before, and what they have started, and the reaper left out."""
         pipe = self.process.stdin
         assert pipe is not None
-        for child in psutil.Process().children(recursive=True):
-            if child.pid != self.process.pid and child.pid not in self.told:
+        for child in self._begun():
+            if child.pid not in self.told:
                 pipe.write(f"{child.pid} {child.create_time()}\n".encode())
                 self.told.add(child.pid)
         pipe.flush()
+
+    def _begun(self) -> Iterator[psutil.Process]:
+        for child in psutil.Process().children():
+            if child.pid != self.process.pid and child not in self.spared:
+                yield child
+                with suppress(psutil.NoSuchProcess):
+                    yield from child.children(recursive=True)
 
     def close(self) -> None:
         """End what is left of them now, and the reaper."""
@@ -37,13 +47,14 @@ class Reaper:
 
 
 def watch() -> Reaper:
-    """Start a reaper for this process."""
+    """Start a reaper for this process, before what it is to end."""
+    spared = frozenset(psutil.Process().children())
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and words
         [sys.executable, "-S", "-c", _SCRIPT, *(path for path in sys.path if path)],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
-    return Reaper(process, set())
+    return Reaper(process, spared, set())
 
 
 def reap(lines: list[str]) -> int:
