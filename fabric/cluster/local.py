@@ -295,18 +295,19 @@ class LocalCluster:
 def _environment(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
     """Ray's processes inherit what they may know and where they stand from here, and a job inherits it from them: no secret
     of whoever starts the fabric, and no place that is ours. This process is as it was afterwards.
+
+    Only Python is told so, which hands it to what it starts: threads of Ray's look variables up in the C library at any time,
+    and where one is set meanwhile, the process may end by SIGSEGV.
     """
     logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)  # it looks for a real NPU, in vain
-    before, here = dict(os.environ), Path.cwd()
-    wanted = {**passed_on(before), **_ENVIRONMENT, **more}
-    changed: dict[str, str | None] = {name: wanted.get(name) for name in {*before, *wanted}}
-    _put(changed)
+    before, here = os.environ, Path.cwd()
+    os.environ = {**passed_on(before), **_ENVIRONMENT, **more}  # type: ignore[assignment]  # noqa: B003 - as said above
     os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(here)
-        _put({name: before.get(name) for name in changed})
+        os.environ = before  # noqa: B003
 
 
 @contextmanager
@@ -365,7 +366,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _put(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
+        if os.environ.get(name) == value:
+            continue  # what is as it should be isn't set again under threads that look at it
         if value is None:
-            os.environ.pop(name, None)
+            del os.environ[name]
         else:
             os.environ[name] = value
