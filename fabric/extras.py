@@ -10,27 +10,6 @@ CLUSTER_PYTHON: Final = (3, 11)
 """What all processes of a cluster run: objects travel between them pickled."""
 _EXTRA_OF: Final = {"cryptography": "audit", "torch": "train", "stripe": "stripe"}
 _OURS: Final = frozenset({"fabric", "training"})
-_CLUSTERS: Final = frozenset(
-    [
-        "api",
-        "cluster",
-        "config",
-        "daemon",
-        "demo",
-        "doctor",
-        "enforcement",
-        "gate",
-        "inventory",
-        "journal",
-        "node",
-        "payments",
-        "placement",
-        "server",
-        "simulation",
-        "worker",
-    ]
-)
-"""Rooms of ours that a client's wheel is without: `cluster-wheel` in pyproject.toml says the same."""
 
 
 def needed(package: str, *, by: str) -> None:
@@ -59,11 +38,13 @@ def missing(package: str, *, by: str) -> InvalidRequest:
 
 
 def is_ours(package: str | None) -> bool:
-    """Whether a module that was not found should have been: a mistake of ours, and no missing package."""
-    if package is None:
-        return True
-    top, _, rest = package.partition(".")
-    return top in _OURS and rest.partition(".")[0] not in _CLUSTERS
+    """Whether a module that was not found should have been: a mistake of ours, and no missing package, nor a room of ours that
+    a client's wheel is without.
+    """
+    if package is None or package.partition(".")[0] not in _OURS:
+        return package is None
+    room = ".".join(package.split(".")[:2])
+    return importlib.util.find_spec(room) is not None
 
 
 def check_cluster_python(*, by: str) -> None:

@@ -17,6 +17,7 @@ from fabric.gate.account_events import (
     SetRole,
     SuspendAccount,
 )
+from fabric.gate.events import AnyEvent
 from fabric.gate.questions import OrganisationOf
 from fabric.gate.roles import Role
 from fabric.units import AccountId, KeyId
@@ -49,9 +50,7 @@ async def close_project(door: ApiService, caller: Caller, request: pb.CloseProje
         by_key=KeyId(caller.key_id),
         request_id=request_id(request.request_id),
     )
-    answer = accepted(await door.gate.decide(event))
-    door.keys.forget_all()
-    return answer
+    return await _of_keys(door, event)
 
 
 async def add_member(door: ApiService, caller: Caller, request: pb.AddMemberRequest) -> pb.Accepted:
@@ -74,9 +73,7 @@ async def set_role(door: ApiService, caller: Caller, request: pb.SetRoleRequest)
         by_key=KeyId(caller.key_id),
         request_id=request_id(request.request_id),
     )
-    answer = accepted(await door.gate.decide(event))
-    door.keys.forget_all()
-    return answer
+    return await _of_keys(door, event)
 
 
 async def remove_member(door: ApiService, caller: Caller, request: pb.RemoveMemberRequest) -> pb.Accepted:
@@ -87,9 +84,7 @@ async def remove_member(door: ApiService, caller: Caller, request: pb.RemoveMemb
         by_key=KeyId(caller.key_id),
         request_id=request_id(request.request_id),
     )
-    answer = accepted(await door.gate.decide(event))
-    door.keys.forget_all()
-    return answer
+    return await _of_keys(door, event)
 
 
 async def suspend_account(door: ApiService, _: Caller, request: pb.SuspendAccountRequest) -> pb.Accepted:
@@ -99,9 +94,7 @@ async def suspend_account(door: ApiService, _: Caller, request: pb.SuspendAccoun
         organisation=request.organisation,
         request_id=request_id(request.request_id),
     )
-    answer = accepted(await door.gate.decide(event))
-    door.keys.forget_all()
-    return answer
+    return await _of_keys(door, event)
 
 
 async def resume_account(door: ApiService, _: Caller, request: pb.ResumeAccountRequest) -> pb.Accepted:
@@ -110,9 +103,7 @@ async def resume_account(door: ApiService, _: Caller, request: pb.ResumeAccountR
         organisation=request.organisation,
         request_id=request_id(request.request_id),
     )
-    answer = accepted(await door.gate.decide(event))
-    door.keys.forget_all()
-    return answer
+    return await _of_keys(door, event)
 
 
 async def close_account(door: ApiService, _: Caller, request: pb.CloseAccountRequest) -> pb.Accepted:
@@ -123,6 +114,11 @@ async def close_account(door: ApiService, _: Caller, request: pb.CloseAccountReq
         organisation=request.organisation,
         request_id=request_id(request.request_id),
     )
+    return await _of_keys(door, event)
+
+
+async def _of_keys(door: ApiService, event: AnyEvent) -> pb.Accepted:
+    """Decide what changes what keys are worth: this door asks the gate about each of them anew before it answers."""
     answer = accepted(await door.gate.decide(event))
     door.keys.forget_all()
     return answer

@@ -282,7 +282,7 @@ def _rate(core: Core, use: Use, wanted: Wanted) -> Rate | None:
 
 def _within(wanted: Wanted, rate: Rate, ceiling_uhs: int) -> Wanted:
     """As many of these tokens as so much would pay for, whatever of them turns out cached or reasoning."""
-    read, written = (max(rate.numbers[:2]), max(rate.numbers[2:]))
+    read, written = max(rate.numbers[:2]), max(rate.numbers[2:])
     room = ceiling_uhs * MTOK
     prompts = min(wanted.prompt_tokens, room // read) if read else wanted.prompt_tokens
     room -= prompts * read

@@ -37,10 +37,8 @@ def asked(core: Core, event: AskPayment) -> Payment | Refusal:
     wanted = _wanted(core, event)
     if isinstance(wanted, Refusal):
         return wanted
-    account, price = (
-        core.state.accounts[event.account_id],
-        till_prices.payable(wanted.price_microcny, provider=event.provider),
-    )
+    account = core.state.accounts[event.account_id]
+    price = till_prices.payable(wanted.price_microcny, provider=event.provider)
     amount_uhs = sum(lot.amount_uhs for lot in wanted.lots if lot.asset == COMPUTE)
     if refusal := treasury.full(core, account, amount_uhs) or packages.no_room(core, account, wanted.lots):
         return refusal

@@ -150,15 +150,16 @@ def test_the_wheels_of_a_release_share_no_file_and_are_all_that_the_source_has(r
     assert client | cluster == files_of(whole)
 
 
-def test_what_a_client_is_without_is_told_alike_where_it_is_built_and_where_it_is_missed():
-    rooms = PROJECT["tool"]["fabric"]["cluster-wheel"]
-    missed = [extras.missing(room.replace("/", "."), by="it").facts["extra"] for room in rooms]
+def test_a_room_that_a_client_is_without_is_missing_and_a_module_of_one_that_is_there_is_our_mistake(
+    alone_here, tmp_path
+):
+    rooms = [room.replace("/", ".") for room in PROJECT["tool"]["fabric"]["cluster-wheel"]]
+    code = f"from fabric import extras; print(*(extras.is_ours(room + '.it') for room in {rooms}), extras.is_ours('fabric.cli.it'))"
+    _, out, err = run(alone_here, "python", "-c", code, cwd=tmp_path)
+    assert out.split() == ["False"] * len(rooms) + ["True"], err
+    assert all(extras.is_ours(room) for room in rooms if room != "serving")
+    missed = [extras.missing(room, by="it").facts["extra"] for room in rooms]
     assert missed == ["cluster"] * len(rooms)
-    assert not [room for room in rooms if extras.is_ours(room.replace("/", "."))]
-    kept = {path.parent.name for path in ROOT.glob("fabric/*/__init__.py")} - {
-        room.rpartition("/")[2] for room in rooms
-    }
-    assert all(extras.is_ours(f"fabric.{room}") for room in kept)
 
 
 def test_a_client_alone_says_its_version_and_helps(alone):
