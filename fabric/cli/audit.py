@@ -36,6 +36,7 @@ _REMEDIES: Final = {
     "no_policy": "a policy has lines as C2SP tlog-policy says: log KEY, witness NAME KEY, group NAME COUNT NAMES, quorum NAME",
     "not_witnessed": "ask the operator for a checkpoint that they have cosigned, and give it as --witnessed",
     "another_key": "check --key against the key that the operator publishes; with the right one, the export is not theirs",
+    "another_history": "keep both files: together they show what was signed twice, and otherwise",
     "not_verified": "export it again; if that does not verify either, keep both files and ask the operator",
 }
 
@@ -45,7 +46,7 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; standard output if not given.")] = None,
     *,
     since: Annotated[
-        Path | None, typer.Option(help="A checkpoint you kept: it shows that the log only grew since.")
+        Path | None, typer.Option(help="A checkpoint or an export you kept: it shows that the log only grew since.")
     ] = None,
     account: ForAccount = "",
     as_json: AsJson = False,
@@ -107,6 +108,12 @@ def verify(
     statement: Annotated[
         Path | None, typer.Option(help="What `fabric statement --json` wrote: hold it against the export.")
     ] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            help="An export of before, yours or another customer's: all that it has must be in this one unchanged."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well and --key has signed it,
@@ -118,7 +125,7 @@ def verify(
 
     try:
         told = {"witnessed": _text(witnessed), "policy": _text(policy), "statement": _text(statement)}
-        report = verify_export(Lines(file), trusted_key=key, **told)
+        report = verify_export(Lines(file), trusted_key=key, earlier=Lines(earlier) if earlier else None, **told)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
     _tell(report, file, as_json=as_json)
@@ -192,10 +199,13 @@ def _unreadable(file: Path, error: OSError | UnicodeDecodeError) -> InvalidReque
 
 
 def _size_of(file: Path) -> int:
-    from fabric.audit.verify import Wrong, size_of  # noqa: PLC0415
+    """How many entries a checkpoint that was kept seals, or an export by its last line."""
+    from fabric.audit.verify import Lines, Wrong, checkpoint_of, size_of  # noqa: PLC0415
 
     try:
-        return size_of(_read(file))
+        return size_of(checkpoint_of(Lines(file)) or _read(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
     except Wrong as wrong:
         raise InvalidRequest(f"{file}: {wrong}", code=wrong.code, file=str(file)) from None
 

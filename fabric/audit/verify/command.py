@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--statement", type=Path, help="what `fabric statement --json` wrote, to be held against the export"
     )
+    parser.add_argument("--earlier", type=Path, help="an export of before, all of which must be in this one unchanged")
     given = parser.parse_args(argv)
     try:
         witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
@@ -33,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed, policy=policy)
         else:
             report = verify_export(
-                Lines(given.export), trusted_key=given.key, witnessed=witnessed, policy=policy, statement=statement
+                Lines(given.export),
+                trusted_key=given.key,
+                witnessed=witnessed,
+                policy=policy,
+                statement=statement,
+                earlier=Lines(given.earlier) if given.earlier else None,
             )
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201

@@ -8,6 +8,7 @@ from typing import Any
 
 from .books import Books
 from .check import Check, reported
+from .compare import View, compare
 from .notes import signed
 from .report import Report, Wrong, require
 from .statement import Statement
@@ -24,6 +25,7 @@ def verify_export(
     witnessed: str | None = None,
     policy: str | None = None,
     statement: str | None = None,
+    earlier: Iterable[str] | None = None,
 ) -> Report:
     """Check an export line by line, twice: first its seal, then what it says. No more of it is kept than the books need.
 
@@ -33,15 +35,43 @@ def verify_export(
         witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
         policy: a C2SP tlog-policy: logs that are believed, and witnesses that must have cosigned this checkpoint or that.
         statement: what `fabric statement --json` wrote, to be held against the export.
+        earlier: the lines of an export of before, of this account or another one: all that it has must be here unchanged.
     """
-    again = list(lines) if iter(lines) is lines else lines
-    return reported(ExportCheck(Report(), trusted_key, witnessed, policy, statement), again)
+    check = ExportCheck(Report(), trusted_key, witnessed, policy, statement)
+    check.earlier = None if earlier is None else _readable_twice(earlier)
+    return reported(check, _readable_twice(lines))
+
+
+def checkpoint_of(lines: Iterable[str]) -> str:
+    """The checkpoint that an export ends with, by its own word; "" = it is no export."""
+    count, first, _, last, _ = _ends(lines)
+    ours = count > 1 and first.startswith('{"format":"token-fabric-audit"') and last.startswith('{"checkpoint":')
+    return str(loads(last)["checkpoint"]) if ours else ""
 
 
 class ExportCheck(Check):
     """A header, the entries in order, and the checkpoint that seals them."""
 
+    earlier: Iterable[str] | None = None
+    note = ""
+    view: View | None = None
+
     def run(self, lines: Iterable[str]) -> None:
+        view, since = self.sealed(lines)
+        if self.earlier is not None:
+            self._hold_against(view, self.earlier)
+        self._quorum(self.note)
+        old = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
+        cut = f"the log was cut: {old[0]} entries were witnessed, {view.size} are left"
+        require(old[0] <= view.size, cut)
+        body = (loads(line) for line in islice(map(_bare, lines), 1, view.count - 1 - bool(since)))
+        if view.account is None:
+            self._full(body, bytes.fromhex(view.root), old)
+        else:
+            self._account(body, bytes.fromhex(view.root), old, since)
+
+    def sealed(self, lines: Iterable[str]) -> tuple[View, Any]:
+        """Whose export it is and of which tree, if the bytes are those that were signed; and its line of consistency, if any."""
         report = self.report
         count, first, before_last, last_line, digest = _ends(lines)
         require(count > 1 or first, "it is empty", "no_export")
@@ -53,22 +83,30 @@ class ExportCheck(Check):
         self._trust(header["key"])
         whole = set(last) == {"checkpoint", "seal"}
         require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")
-        report.size, root = self._open(last["checkpoint"])
+        self.note = last["checkpoint"]
+        report.size, root = self._open(self.note)
         report.root = root.hex()
         whose = "everybody" if report.account is None else f"account {report.account}"
         seal = "\n".join((_SEAL, whose, digest, *last["checkpoint"].split("\n")[:3]))
         if signed(last["seal"], key=report.key, what="seal") != seal:
             self._all_json(lines, count)
             raise Wrong("the export was changed after it was signed")
-        old_size, old_root = self._open(self.witnessed) if self.witnessed else (0, EMPTY)
-        require(old_size <= report.size, f"the log was cut: {old_size} entries were witnessed, {report.size} are left")
-        self._quorum(last["checkpoint"])
         since = loads(before_last) if before_last.startswith('{"consistent_since":') else None
-        body = (loads(line) for line in islice(map(_bare, lines), 1, count - 1 - bool(since)))
-        if report.account is None:
-            self._full(body, root, (old_size, old_root))
-        else:
-            self._account(body, root, (old_size, old_root), since)
+        self.view = View(lines, count, report.account, report.size, report.root)
+        return self.view, since
+
+    def _hold_against(self, view: View, lines: Iterable[str]) -> None:
+        """An export of before: whole itself, of the same log, and all of it here."""
+        require(not self.witnessed, "an earlier export has a checkpoint of its own: give that or --witnessed, not both")
+        before = ExportCheck(Report(), self.report.key, None)
+        found = reported(before, lines)
+        require(found.ok and before.view, f"the earlier export: {found.problem}", found.code)
+        require(
+            found.origin == self.report.origin, f"the earlier export is of another log, {found.origin}", "another_key"
+        )
+        self.witnessed = before.note
+        if before.view:
+            self.report.counts += compare(view, before.view)
 
     def _books(self) -> Books:
         statement, account = (Statement(self.statement) if self.statement else None), self.report.account
@@ -143,6 +181,10 @@ class ExportCheck(Check):
         require(line["consistent_since"] == old_size, f"ask for an export that is consistent since size {old_size}")
         grown = consistent(old_size, self.report.size, [bytes.fromhex(node) for node in line["proof"]], old_root)
         require(grown == (old_root, root), f"history before size {old_size} was rewritten: the log was forked")
+
+
+def _readable_twice(lines: Iterable[str]) -> Iterable[str]:
+    return list(lines) if iter(lines) is lines else lines
 
 
 def _bare(line: str) -> str:

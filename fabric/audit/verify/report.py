@@ -18,7 +18,8 @@ class Report:
 
     problem: str = ""
     code: str = ""
-    """Of the problem: no_export | export_cut_short | another_key | not_verified"""
+    """Of the problem: no_export | export_cut_short | another_key | no_policy | not_witnessed | another_history |
+    not_verified"""
     line: int = 0
     """Of the problem: where it was met; 0 = in the whole."""
     origin: str = ""
