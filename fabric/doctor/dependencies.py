@@ -115,16 +115,29 @@ def check_s3(archive: S3Archive) -> Finding:
 
 
 def check_ray_address(address: str) -> Finding:
-    """Whether something listens there. `auto` is found by Ray itself."""
-    if address == "auto":
-        return ok("ray address", "auto")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Whether something listens there. `auto` is looked up as Ray does, who would try for minutes to reach what is gone."""
+    remedy = "check RAY_ADDRESS, and that Ray's head node runs: ray start --head"
+    found = _found_by_ray() if address == "auto" else address
+    if not found:
+        return fail("ray address", "auto: no Ray runs on this machine, and RAY_ADDRESS isn't set", remedy=remedy)
+    said = address if found == address else f"{address}, {found}"
+    host, _, port = found.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=_TIMEOUT_S):
-            return ok("ray address", address)
-    except OSError as error:
-        remedy = "check RAY_ADDRESS, and that Ray's head node runs: ray start --head"
-        return fail("ray address", f"{address}: {error.strerror or error}", remedy=remedy)
+            return ok("ray address", said)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        return fail("ray address", f"{said}: {what}", remedy=remedy)
+
+
+def _found_by_ray() -> str:
+    """Where Ray would look for `auto`: RAY_ADDRESS, else the cluster that was started here last, gone or not; "" = nowhere."""
+    from ray._private.services import get_ray_address_from_environment  # noqa: PLC0415 (slow to import)
+
+    try:
+        return str(get_ray_address_from_environment("auto", None) or "")
+    except ConnectionError:
+        return ""
 
 
 def check_labels(nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -206,13 +206,6 @@ def test_a_tool_that_fails_is_told_from_one_that_is_not_there(monkeypatch, tmp_p
 # -- what is joined ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def closed_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]  # bound and not listening: refused for sure
-
-
 def test_a_database_that_does_not_answer_is_found_without_saying_its_password(closed_port):
     finding = dependencies.check_postgres(f"postgresql://fabric:very-secret@127.0.0.1:{closed_port}/fabric")
     assert_fails(finding, naming=f"127.0.0.1:{closed_port}/fabric", remedy="FABRIC_PG_DSN")
@@ -272,6 +265,20 @@ def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(mot
 def test_a_ray_that_does_not_answer_is_found(closed_port):
     for address in (f"127.0.0.1:{closed_port}", f"ray://127.0.0.1:{closed_port}"):
         assert_fails(dependencies.check_ray_address(address), naming=address, remedy="RAY_ADDRESS")
+
+
+def test_a_ray_that_was_started_here_and_is_gone_is_found_before_ray_looks_for_it(tmp_path, monkeypatch, closed_port):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
+    assert_fails(dependencies.check_ray_address("auto"), naming=f"auto, 127.0.0.1:{closed_port}", remedy="ray start")
+
+
+def test_auto_without_any_ray_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    assert_fails(dependencies.check_ray_address("auto"), naming="RAY_ADDRESS isn't set", remedy="ray start")
 
 
 def node(*, labels, resources=None, alive=True):
