@@ -140,7 +140,7 @@ class Decisions:
 
     def _start_guaranteed(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         """Whether the job is within a quota, and starts or has its claim: rather in the place of who borrows than on what is kept
-        free for others; but on that before it waits.
+        free for others; but on that before it waits, where its account has less than is guaranteed to it.
         """
         cluster, waits = self._cluster, queued.request.patience_us and self._patient_until(queued, now_us) is not None
         if lane.seen != cluster.version:
@@ -162,7 +162,8 @@ class Decisions:
                 if not self._state.claims[queued.request.job_id].owed:
                     self._place_claimed(steps, now_us)
                 return True
-            picks = cluster.find(group, lane.shape, queued, strictly=False)
+            lacks = cluster.guarantees.lacks(group, queued)
+            picks = cluster.find(group, lane.shape, queued, strictly=False) if lacks else None
             found = found or (None if picks is None else (group, picks))
         if found is None:
             return False

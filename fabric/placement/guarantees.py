@@ -18,6 +18,7 @@ from typing import Final
 
 from fabric.placement.fitting import Group
 from fabric.placement.quota_terms import Order, Part, Quota, Used
+from fabric.placement.quota_use import POOL, parts_of
 from fabric.placement.state import PlacementState, Queued, Running
 from fabric.units import AccountId, JobId
 
@@ -27,8 +28,6 @@ SHARED: Final = 1
 """within that of its cohort, which includes what its other accounts don't use;"""
 BORROWED: Final = 2
 """beyond both."""
-
-_POOL: Final = "spot"
 
 
 class Guarantees:
@@ -112,7 +111,7 @@ class Guarantees:
             return True
         if not self.allows(group, queued, devices):
             return False
-        if group.pool != _POOL:
+        if group.pool != POOL:
             return True
         level = self.level(group, queued, devices)
         is_to_stay = level == BORROWED and not queued.request.is_movable(queued.preemptible)
@@ -161,7 +160,7 @@ class Guarantees:
         """Of whose quota it would be if the job started there: OWN, SHARED or BORROWED."""
         request, kind = queued.request, group.accelerator
         account_id = request.account_id
-        if group.pool != _POOL or not self._counts(group, account_id):
+        if group.pool != POOL or not self._counts(group, account_id):
             return BORROWED
         asked = request.least if devices is None else devices
         order = (request.is_movable(queued.preemptible), queued.rank, queued.seq)
@@ -176,9 +175,24 @@ class Guarantees:
         others = sum([self._taken(kind, each) for each in members if each != account_id])
         return SHARED if others + ahead + asked <= self._nominal(kind, cohort, members) else BORROWED
 
+    def lacks(self, group: Group, queued: Queued) -> bool:
+        """Whether the job's account, or its cohort, has less than is guaranteed to it even with the job, whatever runs of its
+        own: only then may it start on what is kept free for others.
+        """
+        kind, account_id, asked = group.accelerator, queued.request.account_id, queued.request.least
+        own = self._accounts[kind].get(account_id)
+        if own is not None and self._shared(kind, account_id) + asked <= own.nominal:
+            return True
+        cohort = self._name_of(account_id)
+        if not cohort:
+            return False
+        members = self._members(kind, cohort)
+        taken = sum([self._shared(kind, each) for each in members])
+        return taken + asked <= self._nominal(kind, cohort, members)
+
     def level_of(self, group: Group, running: Running) -> int:
         """Of whose quota it is what a job has there."""
-        if group.pool != _POOL or group.accelerator not in self.types:
+        if group.pool != POOL or group.accelerator not in self.types:
             return BORROWED
         return self._levels_of(group.accelerator).get(running.request.job_id, BORROWED)
 
@@ -186,7 +200,7 @@ class Guarantees:
         """Whether quotas say that the job gives way, at once (True), or that it doesn't (False); None where they say nothing. A
         divided device gives way where all that are on it do.
         """
-        if group.pool != _POOL or not self._counts(group, queued.request.account_id):
+        if group.pool != POOL or not self._counts(group, queued.request.account_id):
             return None
         if not running.is_divided:
             return self._may_evict(group, running, queued)
@@ -209,7 +223,7 @@ class Guarantees:
     def kept(self, group: Group, account_id: AccountId) -> int:
         """How many free devices of the shared pool aren't for the account: quotas that aren't lent, and aren't used."""
         kind = group.accelerator
-        if group.pool != _POOL or kind not in self.types:
+        if group.pool != POOL or kind not in self.types:
             return 0
         (every, kept), payer = self._kept_of(kind), self._payer(account_id)
         of_payer, of_accounts = kept.get(payer, (0, 0))
@@ -347,7 +361,7 @@ class Guarantees:
         return Used(quota, nominal, shared, devices)
 
     def _enter(self, job_id: JobId) -> None:
-        parts = self._parts_of(job_id)
+        parts = parts_of(self._state, job_id, self.types)
         if not parts:
             return
         self._parts[job_id] = parts
@@ -367,29 +381,6 @@ class Guarantees:
         """What was reckoned from quotas, uses and cohorts doesn't hold any more."""
         self._kept.clear()
         self._levels.clear()
-
-    def _parts_of(self, job_id: JobId) -> dict[str, Part]:
-        state = self._state
-        claim, running = state.claims.get(job_id), state.running.get(job_id)
-        if running is not None and running.is_divided:
-            return {}
-        if running is not None:
-            request, shares = running.request, running.shares
-            order = (request.is_movable(running.preemptible), running.rank, running.seq)
-        elif claim is not None:
-            queued = state.queue[job_id]
-            request, shares = queued.request, claim.shares
-            order = (request.is_movable(queued.preemptible), queued.rank, queued.seq)
-        else:
-            return {}
-        parts: dict[str, Part] = {}
-        for node_id, devices in shares:
-            node = state.nodes[node_id].node
-            if node.accelerator in self.types and node.dedicated_to != request.account_id and node.fraction is None:
-                before = parts.get(node.accelerator, Part(request.account_id, 0, 0, order))
-                shared = before.shared + devices * (node.pool == _POOL)
-                parts[node.accelerator] = before._replace(devices=before.devices + devices, shared=shared)
-        return parts
 
 
 def _beyond(limit: int | None, devices: int) -> bool:

@@ -71,6 +71,13 @@ def test_who_takes_his_own_does_not_take_what_another_keeps_free(story):
     assert at.submit("b", 4, account="bolt") == ["b@n0:4"]
 
 
+def test_who_has_all_that_is_his_does_not_take_what_another_keeps_free_for_a_better_class_of_his_own(story):
+    at = cluster(story, quota("acme", 1), quota("bolt", 4, lend=0))
+    assert [at.submit(f"a{n}", 1, account="acme")[:1] for n in range(4)] == [[f"a{n}@n0:1"] for n in range(4)]
+    assert at.submit("best", 1, account="acme", tier=0) == [], "of his own jobs it would be within his quota"
+    assert at.submit("b", 4, account="bolt") == ["b@n0:4"], "at once"
+
+
 def test_who_is_within_his_quota_goes_before_a_better_class_that_would_borrow(story):
     at = cluster(story, quota("acme", 8))
     at.submit("filler", 8, account="acme", preemptible=False)
