@@ -29,6 +29,7 @@ from tests.shared import shared
 
 SERVERS = {"postgres_server": "postgres", "moto_url": "s3", "rig": "vllm"}
 """Fixtures that start one, and the marker of who asks for them."""
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NO_POSTGRES = "PostgreSQL's server programs are missing: install Debian's package postgresql to run these tests"
 
 for name in [name for name in os.environ if name.startswith("FABRIC_")]:
@@ -137,6 +138,20 @@ def _logs_as_before():
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def _no_lease_is_left():
+    """What a process of a job is told in its environment is told to that process: the next test would run as one of the job's."""
+    before = _told()
+    yield
+    for name in _told().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _told():
+    return {name: value for name, value in os.environ.items() if name.startswith("FABRIC_") or name in RANKS}
 
 
 @pytest.fixture
