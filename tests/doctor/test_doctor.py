@@ -267,20 +267,6 @@ def test_a_ray_that_does_not_answer_is_found(closed_port):
         assert_fails(dependencies.check_ray_address(address), naming=address, remedy="RAY_ADDRESS")
 
 
-def test_a_ray_that_was_started_here_and_is_gone_is_found_before_ray_looks_for_it(tmp_path, monkeypatch, closed_port):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
-    assert_fails(dependencies.check_ray_address("auto"), naming=f"auto, 127.0.0.1:{closed_port}", remedy="ray start")
-
-
-def test_auto_without_any_ray_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
-    assert_fails(dependencies.check_ray_address("auto"), naming="RAY_ADDRESS isn't set", remedy="ray start")
-
-
 def node(*, labels, resources=None, alive=True):
     return {"Alive": alive, "NodeManagerAddress": "10.0.0.1", "Labels": labels, "Resources": resources or {"GPU": 8.0}}
 

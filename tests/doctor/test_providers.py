@@ -14,7 +14,9 @@ def test_a_provider_of_payments_is_looked_at(tmp_path, closed_port, section, sai
         " notify_url: 'https://op.example/payments/alipay', return_url: 'https://op.example'}",
     }
     file = tmp_path / "cluster.yaml"
-    file.write_text(f"name: x\nray: {{mode: join, address: '127.0.0.1:{closed_port}'}}\npayments: {section}\n{section}: {keys[section]}\n")
+    file.write_text(
+        f"name: x\nray: {{mode: join, address: '127.0.0.1:{closed_port}'}}\npayments: {section}\n{section}: {keys[section]}\n"
+    )
     (finding,) = [finding for finding in diagnose(load_cluster(file)) if finding.name == "payments"]
     assert said in finding.found
     assert finding.health is (Health.WARN if section == "stripe" else Health.FAIL)
