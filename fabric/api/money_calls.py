@@ -22,13 +22,23 @@ from fabric.api.messages import (
 from fabric.api.service import ApiService
 from fabric.api.serving_calls import calls_of
 from fabric.api.statement_text import StatementText
+from fabric.audit.usage import Usage, Used
 from fabric.charging.rates import LLM_TOKENS_MAX
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payments import OPERATOR, SANDBOX
-from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import (
+    BalanceOf,
+    BookedOf,
+    CheckpointOf,
+    FreeOf,
+    PricesOf,
+    ReceiptsOf,
+    RecordsOf,
+    StatementOf,
+)
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold, Wanted
 from fabric.gate.views import BalanceView, RoomView
 from fabric.ledger.own_holds import OWN
@@ -94,17 +104,36 @@ async def usage(door: ApiService, caller: Caller, request: pb.UsageRequest) -> A
         raise PermissionDenied(
             "this key sees the usage of its own jobs only: name the job", code="restricted_key", key_id=caller.key_id
         )
+    until_us = request.until_us if request.HasField("until_us") else None
+    job_id = JobId(request.job_id) if request.job_id else None
+    if caller.scope is not None and (request.from_us or until_us is not None):
+        booked = BookedOf(account_id=caller.scope, from_us=request.from_us, until_us=until_us)
+        async for used in _used(door, booked, job_id):
+            row = message_of(used.record, pb.Cdr)
+            row.booked_uhs = used.booked_uhs
+            yield row
+        return
     question: RecordsOf | None = RecordsOf(
-        account_id=caller.scope,
-        job_id=JobId(request.job_id) if request.job_id else None,
-        from_us=request.from_us,
-        until_us=request.until_us if request.HasField("until_us") else None,
+        account_id=caller.scope, job_id=job_id, from_us=request.from_us, until_us=until_us
     )
     while question is not None:
         page: Any = await door.port.ask(question)
         for record in page.records:
             yield message_of(record, pb.Cdr)
         question = page.following
+
+
+async def _used(door: ApiService, asked: BookedOf, job_id: JobId | None) -> AsyncIterator[Used]:
+    """What was booked in the time, whatever runs over its ends: the statement of the same time charges the same."""
+    reckoned, question = Usage(asked.account_id, job_id=job_id), asked
+    while question is not None:
+        page: Any = await door.port.ask(question)
+        for entry in page.entries:
+            for used in reckoned.add(entry):
+                yield used
+        question = page.following
+    for used in reckoned.rest():
+        yield used
 
 
 async def statement(door: ApiService, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:

@@ -6,6 +6,7 @@ Amounts in µHs and 10⁻⁶ CNY, times in µs since the epoch, hashes in lower-
 import msgspec
 
 from fabric.charging.records import Cdr
+from fabric.ledger.transfers import Transfer
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,16 @@ class Balances(msgspec.Struct, frozen=True, kw_only=True):
     def posted_uhs(self) -> int:
         """What is owned, whether promised to something or not."""
         return self.free_uhs + self.held_uhs
+
+
+class Booked(msgspec.Struct, frozen=True, kw_only=True):
+    """What an entry of the journal booked for one account: nothing in it is about another."""
+
+    seq: int
+    at_us: int
+    transfers: tuple[Transfer, ...] = ()
+    """Those of the account, with what they posted to the account's own, the operator's and money's."""
+    records: tuple[Cdr, ...] = ()
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,11 @@ GATEWAY: Final = "gateway:"
 """How the holds that gateways keep for an account are called."""
 
 
+def booked_uhs(record: pb.Cdr) -> int:
+    """What counts of a record: of a time that was asked for what was booked in it."""
+    return record.booked_uhs if record.HasField("booked_uhs") else record.charged_uhs
+
+
 def print_totals(calls: Sequence[pb.Cdr]) -> None:
     """A line for each model and type of accelerator."""
     groups: dict[tuple[str, str], list[pb.Cdr]] = {}
@@ -29,7 +34,7 @@ def print_totals(calls: Sequence[pb.Cdr]) -> None:
             str(len(group)),
             *(str(sum(getattr(call, kind) for call in group)) for kind in _KINDS),
             totals_of(group),
-            format_ct(sum(call.charged_uhs for call in group), decimals=CT_DECIMALS),
+            format_ct(sum(map(booked_uhs, group)), decimals=CT_DECIMALS),
         )
         for (model, accelerator), group in sorted(groups.items())
     ]
@@ -79,7 +84,7 @@ _CALL_COLUMNS: Final[dict[str, Any]] = {
     "completion": lambda cdr: str(cdr.completion_tokens),
     "reasoning": lambda cdr: str(cdr.reasoning_tokens),
     "packages": paid_for,
-    "charged CT": lambda cdr: "covered" if cdr.covered else format_ct(cdr.charged_uhs, decimals=CT_DECIMALS),
+    "charged CT": lambda cdr: "covered" if cdr.covered else format_ct(booked_uhs(cdr), decimals=CT_DECIMALS),
     "ended": lambda cdr: cdr.ended,
 }
 

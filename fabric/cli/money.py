@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli import payments
-from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals, say_what_is_open
+from fabric.cli.calls import booked_uhs, calls_in, gathered_by_model, print_calls, print_totals, say_what_is_open
 from fabric.cli.job_columns import where
 from fabric.cli.llm_packages import money_of, packages_left, print_packages, what_of
 from fabric.cli.moments import Since, Until, parse_moment
@@ -149,7 +149,8 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """The charging records: what ran, and what it cost. One for each time that a job was on devices, and one for each call
-    of a language model; with --json all of them. A call's is there some seconds after it has ended.
+    of a language model; with --json all of them. A call's is there some seconds after it has ended. Of a time (--since, --until)
+    each counts with what was booked in it, as in the statement of that time; what still runs is a line, too.
 
     For example: fabric usage --since 7d --job job-9829cded
     """
@@ -167,7 +168,7 @@ def usage(
         print_records(leases, as_json=as_json, title="charging records", columns=_CDR_COLUMNS, spare=("name", "util"))
     if calls and not as_json:
         print_calls(calls) if every_call else print_totals(calls)
-    if not as_json and until_us is None:
+    if not as_json and until_us is None and not since:
         say_what_is_open(door, request.job_id)
 
 
@@ -386,7 +387,7 @@ _CDR_COLUMNS: Final[dict[str, Any]] = {
     "on": where,
     "ran": lambda cdr: duration(cdr.metered_us),
     "util": lambda cdr: f"{cdr.busy_us * 100 // max(cdr.devices * cdr.metered_us, 1)} %",
-    "charged CT": lambda cdr: format_ct(cdr.charged_uhs, decimals=8),
+    "charged CT": lambda cdr: format_ct(booked_uhs(cdr), decimals=8),
     "refunded CT": lambda cdr: format_ct(cdr.refunded_uhs, decimals=8) if cdr.refunded_uhs else "–",
     "ended": lambda cdr: cdr.ended,
 }

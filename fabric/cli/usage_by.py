@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from fabric.cli.calls import booked_uhs
 from fabric.cli.output import console, print_json, table
 from fabric.client.client import Client
 from fabric.errors import InvalidRequest
@@ -32,7 +33,7 @@ def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool)
         value = _whose(record, job, keys, by) if by in _WHOSE else _value(record, job, by)
         found = sums.setdefault(value, [0, 0])
         found[0] += 1
-        found[1] += record.charged_uhs
+        found[1] += booked_uhs(record)
     rows = sorted(sums.items(), key=lambda each: (-each[1][1], each[0]))
     if as_json:
         print_json([{by: name, "records": count, "charged_uhs": str(uhs)} for name, (count, uhs) in rows])

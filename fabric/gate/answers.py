@@ -41,6 +41,7 @@ from fabric.gate.questions import (
     BalanceOf,
     BlobsOf,
     BlobUse,
+    BookedOf,
     CallerOf,
     CheckpointOf,
     FreeOf,
@@ -170,7 +171,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return till_views.notices(core, question)
         case PolicyOf():
             return configuration.policy(core)
-        case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf():
+        case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf() | BookedOf():
             raise TypeError(f"{type(question).__name__} is answered from the journal")
         case _:
             assert_never(question)

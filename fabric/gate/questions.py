@@ -8,7 +8,7 @@ from typing import Final, TypeGuard
 
 import msgspec
 
-from fabric.audit.records import Receipt, Sealed, Statement
+from fabric.audit.records import Booked, Receipt, Sealed, Statement
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
@@ -140,6 +140,19 @@ class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
     following: StatementOf | None = None
 
 
+class BookedOf(Paged, frozen=True, kw_only=True, tag="booked"):
+    """→ BookedPage: what was booked for the account in a time, entry by entry, in the journal's order"""
+
+    account_id: AccountId
+    from_us: int = 0
+    until_us: int | None = None
+
+
+class BookedPage(msgspec.Struct, frozen=True, kw_only=True):
+    entries: tuple[Booked, ...]
+    following: BookedOf | None = None
+
+
 class ReceiptsOf(Paged, frozen=True, kw_only=True, tag="receipts"):
     """→ ReceiptsPage: the inclusion proofs of every entry of the account, under the newest signed checkpoint"""
 
@@ -250,7 +263,7 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     """What is used of each quota."""
 
 
-FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
+FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf | BookedOf
 """What the journal alone answers."""
 
 
@@ -309,6 +322,7 @@ AnyQuestion = (
     | AccountsOf
     | RecordsOf
     | StatementOf
+    | BookedOf
     | ReceiptsOf
     | CheckpointOf
     | BlobsOf
@@ -340,6 +354,7 @@ AnyAnswer = (
     | Sealed
     | RecordsPage
     | StatementPage
+    | BookedPage
     | ReceiptsPage
     | QuoteView
     | PolicyView

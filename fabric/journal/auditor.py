@@ -19,13 +19,17 @@ from msgspec.structs import replace
 from fabric.audit import export
 from fabric.audit.checkpoint import Signer
 from fabric.audit.merkle import leaf_hash
-from fabric.audit.records import Balances, Line, Receipt, Sealed, Statement
+from fabric.audit.records import Balances, Booked, Line, Receipt, Sealed, Statement
 from fabric.audit.statements import assert_explained
+from fabric.audit.usage import own
 from fabric.charging.records import Cdr
 from fabric.charging.served import Served
 from fabric.errors import Conflict, Unavailable
 from fabric.gate.questions import (
+    BookedOf,
+    BookedPage,
     CheckpointOf,
+    FromJournal,
     Paged,
     ReceiptsOf,
     ReceiptsPage,
@@ -36,6 +40,7 @@ from fabric.gate.questions import (
 )
 from fabric.journal.encoding import EVERYBODY
 from fabric.journal.history import Bounds, Found, History
+from fabric.journal.projection import told_by
 from fabric.journal.store import Entry, Journal, TreeHead
 from fabric.journal.tables import Tables
 from fabric.journal.tree import JournalTree
@@ -94,9 +99,7 @@ class Auditor:
         """The same, with the key."""
         return Sealed(note=await self.checkpoint(), key=self.verifier_key)
 
-    async def answer(
-        self, question: StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
-    ) -> StatementPage | Sealed | ReceiptsPage | RecordsPage:
+    async def answer(self, question: FromJournal) -> StatementPage | Sealed | ReceiptsPage | RecordsPage | BookedPage:
         """What is asked of the journal."""
         match question:
             case StatementOf():
@@ -107,6 +110,8 @@ class Auditor:
                 return await self.receipts(question)
             case RecordsOf():
                 return await self.records(question)
+            case BookedOf():
+                return await self.booked(question)
 
     async def served(self) -> dict[tuple[str, str], Served]:
         """What calls by model and plan have come to, for those who count."""
@@ -165,6 +170,20 @@ class Auditor:
         )
         records = await aside(_decoded, [row for _, row in page.rows], _record)
         return RecordsPage(records=tuple(records), following=_next(asked, page, size))
+
+    async def booked(self, asked: BookedOf) -> BookedPage:
+        """A page of what entries booked for the account."""
+        size = await self._size(asked)
+        bounds = await self._history.bounds(asked.account_id, from_us=asked.from_us, until_us=asked.until_us, size=size)
+        start = asked.after[0] + 1 if asked.after else bounds.start
+        entries = await self._history.first_entries(
+            asked.account_id, start=start, stop=min(bounds.stop, size), limit=asked.limit
+        )
+        booked = await aside(_booked, asked.account_id, entries)
+        more = len(entries) >= asked.limit
+        return BookedPage(
+            entries=booked, following=replace(asked, size=size, after=(entries[-1].seq,)) if more else None
+        )
 
     async def receipts(self, asked: ReceiptsOf) -> ReceiptsPage:
         """A page of inclusion proofs of the account's entries, of one job if asked, all pages under one checkpoint."""
@@ -322,6 +341,10 @@ def _receipts(
         )
         for entry, proof in zip(entries, proofs, strict=True)
     )
+
+
+def _booked(account_id: str, entries: list[Entry]) -> tuple[Booked, ...]:
+    return tuple(own(account_id, told.seq, told.at_us, told.transfers, told.records) for told in map(told_by, entries))
 
 
 def _decoded(rows: list[bytes], decoder: "msgspec.json.Decoder[T]") -> list[T]:

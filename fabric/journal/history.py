@@ -160,6 +160,10 @@ class History:
         found += [entry for entry, told in rest.entries if entry.seq > after and is_about(told, job_id)]
         return found[:limit]
 
+    async def first_entries(self, account_id: str, *, start: int, stop: int, limit: int) -> list[Entry]:
+        """The account's first entries with start <= seq < stop."""
+        return [entry async for entry in _first(self._journal.read(start, stop, account=account_id), limit)]
+
     async def jobs(
         self, account_id: str | None, *, before: tuple[int, str], from_us: int, size: int, limit: int
     ) -> list[JobHistory]:

@@ -270,7 +270,7 @@ class Fabric(LimitCalls):
     def usage(
         self, *, job_id: str = "", since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[pb.Cdr]:
-        """The charging records, oldest first: those that were closed at or after `since` and before `until`."""
+        """The charging records; of a time what the statement of it charges (`booked_uhs`), what still runs and has none included."""
         request = pb.UsageRequest(job_id=job_id, from_us=0 if since is None else _us(since))
         if until is not None:
             request.until_us = _us(until)

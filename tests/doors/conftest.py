@@ -16,6 +16,7 @@ from fabric.api.limits import Limits
 from fabric.api.service import ApiService
 from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Sealed, Statement
+from fabric.audit.usage import own
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan, Subscription
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.checkpoints.jobs import checkpoints_in
@@ -40,6 +41,8 @@ from fabric.gate.events import (
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted, RemoveLease, StartLease, StopLease
 from fabric.gate.questions import (
+    BookedOf,
+    BookedPage,
     CheckpointOf,
     JobOf,
     JobsOf,
@@ -89,7 +92,7 @@ class StandInPort:
         self.folder = folder
         self.clock = VirtualClock(START_US)
         self.gate = Gate()
-        self.records = []
+        self.records, self.booked = [], []
         self.blobs, self.put_at = {}, {}
         self.batches = []
         self.away = False
@@ -123,6 +126,7 @@ class StandInPort:
         while waiting:
             event, asked = waiting.popleft()
             decision = self.gate.handle(event, self.clock.now_us())
+            self.booked.append((len(self.booked), self.clock.now_us(), decision.transfers, decision.records))
             self.clock.advance(us=1000)
             self.records.extend(decision.records)
             if asked:
@@ -186,6 +190,12 @@ class StandInPort:
                 start = question.after[0] if question.after else 0
                 after = replace(question, after=(start + 2,)) if len(found) > start + 2 else None
                 return RecordsPage(records=tuple(found[start : start + 2]), following=after)
+            case BookedOf(account_id=account, from_us=from_us, until_us=until_us):
+                end = until_us if until_us is not None else 2**62
+                found = [own(account, *each) for each in self.booked if from_us <= each[1] < end]
+                start = question.after[0] if question.after else 0
+                after = replace(question, after=(start + 2,)) if len(found) > start + 2 else None
+                return BookedPage(entries=tuple(found[start : start + 2]), following=after)
             case CheckpointOf():
                 return Sealed(note="note", key="key")
             case ReceiptsOf():

@@ -144,3 +144,15 @@ def test_usage_is_of_the_time_that_was_asked_for(house):
     assert question.until_us - question.from_us == DAY_US
     fabric.statement(since=now)
     assert asked[-1].from_us == question.until_us
+
+
+def test_usage_of_a_time_counts_what_was_booked_in_it_and_what_has_no_record(house):
+    fabric, client = house.fabric(), house.client()
+    begin = dt.datetime.fromtimestamp(house.port.clock.now_us() / 1_000_000, dt.UTC)
+    held = pb.AuthorizeRequest(hold_id="h", request_id="h", amount_uhs=900, ttl_us=60_000_000)
+    client.call(held, pb.Accepted)
+    client.call(pb.UpdateHoldRequest(hold_id="h", seq=1, used_uhs=70), pb.Accepted)
+    (row,) = fabric.usage(since=begin)
+    assert (row.booked_uhs, row.charged_uhs, row.ended, row.lease_id) == (70, 70, "running", "own:acme:h")
+    assert fabric.usage() == [], "without a time it is records, each with all of its charge"
+    assert fabric.usage(until=begin) == []

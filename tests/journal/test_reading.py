@@ -13,7 +13,7 @@ from fabric.audit.records import Balances, Statement
 from fabric.charging.records import Cdr
 from fabric.errors import JournalCorrupt
 from fabric.gate.events import TopUp
-from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf, StatementPage
+from fabric.gate.questions import BookedOf, ReceiptsOf, RecordsOf, StatementOf, StatementPage
 from fabric.journal import history
 from fabric.journal.auditor import Auditor
 from fabric.journal.followers import Follower
@@ -33,6 +33,8 @@ QUESTIONS = (
     StatementOf(account_id="nobody"),
     ReceiptsOf(account_id="acme"),
     ReceiptsOf(account_id="acme", job_id="job-1"),
+    BookedOf(account_id="acme"),
+    BookedOf(account_id="beta", until_us=1_700_000_030_000_000),
 )
 _booked = msgspec.json.Decoder(Booked)
 
@@ -69,7 +71,10 @@ async def answered(auditor, question, limit):
     if isinstance(question, StatementOf):
         return await whole_statement(auditor, question)
     found = [page async for page in pages(auditor, question)]
-    lists = [getattr(page, "records", None) or getattr(page, "receipts", ()) for page in found]
+    lists = [
+        getattr(page, "records", None) or getattr(page, "receipts", None) or getattr(page, "entries", ())
+        for page in found
+    ]
     assert all(len(each) <= limit for each in lists)
     return [item for each in lists for item in each]
 
@@ -132,9 +137,10 @@ async def test_pages_are_about_one_size_of_the_journal_whatever_is_written_meanw
             assert lines == list(before.lines)
             assert {page.statement.until_size for page in found} == {before.until_size}
         else:
-            assert sum(len(getattr(page, "records", None) or getattr(page, "receipts", ())) for page in found) == len(
-                before
-            )
+            assert sum(
+                len(getattr(page, "records", None) or getattr(page, "receipts", None) or getattr(page, "entries", ()))
+                for page in found
+            ) == len(before)
 
 
 async def test_receipts_of_a_tiled_log_verify_under_its_checkpoint(log, tables, monkeypatch):
