@@ -17,7 +17,8 @@ from fabric.gate.events import LeaseOutcome
 from fabric.system.private_folder import WORK
 from fabric.worker.error_text import shortened
 from fabric.worker.job_output import end_of_log
-from fabric.worker.ray_start import NOT_STARTED, why_not
+from fabric.worker.ray_end import look
+from fabric.worker.ray_start import why_not
 from fabric.worker.stage import JobEnd, Stage
 from fabric.worker.stop_notice import shell_code
 
@@ -77,13 +78,14 @@ def excused(end: JobEnd, *, asked: bool) -> JobEnd:
 
 
 def unless_ray(end: JobEnd, stage: Stage) -> JobEnd:
-    """What an end means of a job that may start a Ray of its own: no failure, where that has just not started. That is tried again,
-    and no refund.
+    """What an end means of a job that may start a Ray of its own: no failure, where that has just not started, or has ended in the
+    middle. That is tried again, and no refund.
     """
     if end.outcome is not LeaseOutcome.FAILED or stage.own_ray is None:
         return end
+    look()
     why = why_not(Path(stage.own_ray.folder))
-    error = f"{NOT_STARTED}: {why}\n{end.error}".rstrip()
+    error = f"{why}\n{end.error}".rstrip()
     return msgspec.structs.replace(end, outcome=LeaseOutcome.INTERRUPTED, error=error, result_ref="") if why else end
 
 

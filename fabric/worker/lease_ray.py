@@ -30,6 +30,7 @@ from ray.core.generated import autoscaler_pb2, autoscaler_pb2_grpc
 from fabric.errors import InvalidRequest, Unavailable
 from fabric.worker.lease_ray_settings import TOKEN, LeaseRay, told_ray
 from fabric.worker.on_import import when_imported
+from fabric.worker.ray_end import RayWatch, watch_own
 from fabric.worker.ray_start import NOT_STARTED, noted
 
 _ADDRESS: Final = "RAY_ADDRESS"
@@ -99,6 +100,8 @@ class _Own:
         self._watch: threading.Thread | None = None
         self._has_started = False
         """Whether this process has started the cluster: then it ends with `ray.shutdown`, as Ray's own does."""
+        self._end: RayWatch | None = None
+        """Watches, as long as it has."""
         self._nodes: list[dict[str, float]] = []
         """What each node has in all, as it was when somebody asked for more."""
 
@@ -118,6 +121,9 @@ class _Own:
         stop = ray.shutdown
 
         def own_shutdown(*args: Any, **options: Any) -> None:
+            if self._end is not None:
+                self._end.let_go()
+                self._end = None
             stop(*args, **options)
             if self._has_started:
                 self._has_started = False
@@ -156,6 +162,7 @@ class _Own:
         else:
             with noted(Path(self._settings.folder)):
                 found = self._start(self._with_defaults(asked, options))
+            self._end = watch_own(Path(self._settings.folder))
         self._nodes = []
         self._begin_watch()
         return found

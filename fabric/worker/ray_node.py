@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from inspect import signature
@@ -32,6 +33,9 @@ _PORTS: Final = range(20_000, 30_000)
 _HTTP: Final = "dashboard_agent_listen_port"
 _AGENT_PORTS: Final = (_HTTP, "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
 """What a raylet's two agents listen on, as `services.start_raylet` calls it."""
+_KEPT: Final = 64
+"""For so many nodes that this process has started it keeps the agents' ports: older ones have long begun."""
+_kept: Final[deque[socket.socket]] = deque(maxlen=_KEPT * len(_AGENT_PORTS))
 _CRASHES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTERM)
 """At which Ray's own handler in this process sets its alarm."""
 
@@ -159,11 +163,22 @@ def _telling_ports(start: Callable[..., T]) -> Callable[..., T]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has now, nor soon: systems give away others by themselves, and Ray has others for workers."""
+    """Ports that nobody has now, nor soon: systems give away others by themselves, Ray has others for workers, and these are bound
+    here until the agents listen, late on a busy machine: so nobody else finds them free meanwhile. An agent whose port another
+    node's has taken ends, and its raylet with it.
+    """
     found: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):
-        with suppress(OSError), socket.create_server(("", port)):
-            found.append(port)
+        kept = socket.socket()
+        try:
+            kept.bind(("", port))
+        except OSError:
+            kept.close()
+            continue
+        # From now on who sets it, too, may listen there: the agent.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept.append(kept)
+        found.append(port)
         if len(found) == count:
             return found
     raise OSError(f"of the ports {_PORTS.start} to {_PORTS.stop - 1} fewer than {count} are free")

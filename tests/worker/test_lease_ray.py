@@ -155,4 +155,4 @@ def test_a_ray_that_does_not_start_is_no_fault_of_the_programs(tmp_path, monkeyp
     with pytest.raises(Unavailable, match="has not started") as raised:
         _Own(own, print).init(None)
     assert refused(raised.value).outcome is LeaseOutcome.INTERRUPTED
-    assert why_not(Path(own.folder)) == raised.value.message, "a script's end is judged by that"
+    assert why_not(Path(own.folder)) == f"ray_not_started: {raised.value.message}", "a script's end is judged by that"

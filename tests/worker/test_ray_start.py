@@ -1,8 +1,14 @@
-"""A program whose Ray doesn't start is tried again, whatever it is and whoever stands above it; one that fails by itself isn't."""
+"""A program whose Ray doesn't start, or ends in the middle, is tried again, whatever it is and whoever stands above it; one that
+fails by itself isn't.
+"""
 
+import contextlib
+import socket
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -102,3 +108,67 @@ def test_a_process_of_rays_does_not_end_of_an_alarm_that_was_set_in_the_copy_tha
     """By Ray's handler of crashes, where a thread that gRPC begins anew in each copy aborts before the copy is the process."""
     done = subprocess.run([sys.executable, "-c", STARTS_ONE], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout == "0\n", done.stderr
+
+
+BREAKS = """
+import atexit, os, subprocess, sys, time
+from pathlib import Path
+from fabric.worker.lease_ray_settings import told_ray
+from fabric.worker.ray_end import RayWatch
+from fabric.worker.ray_start import END_NOTE, NOTE, noted
+
+folder = Path(told_ray(os.environ).folder)
+os.path.exists(folder) or os.mkdir(os.path.realpath(folder))
+raylet = subprocess.Popen(["sleep", "600"])
+atexit.register(raylet.kill)  # as Ray's own does
+known = [True]
+watch = RayWatch(folder, {"raylet": raylet.pid}, knows=lambda: known[0])
+
+def break_it():
+    raylet.kill()
+    raylet.wait()
+"""
+BROKEN = {
+    "it fails of it": ("break_it(); sys.exit(3)", INTERRUPTED),
+    "Ray says so before its process has ended": ("known[0] = False; sys.exit(3)", INTERRUPTED),
+    "Ray's own code ends it later": (
+        "break_it()\nwhile not (folder / END_NOTE).exists(): time.sleep(0.01)\nos._exit(1)",
+        INTERRUPTED,
+    ),
+    "it hears of it hours later": (
+        "break_it()\nwhile not (folder / END_NOTE).exists(): time.sleep(0.01)\nos.utime(folder / END_NOTE, (1, 1)); os._exit(1)",
+        INTERRUPTED,
+    ),
+    "it ends it then, and fails": ("break_it(); watch.let_go(); sys.exit(3)", INTERRUPTED),
+    "it ends it then, and goes on for long": (
+        "break_it(); watch.let_go(); os.utime(folder / NOTE, (1, 1)); sys.exit(3)",
+        FAILED,
+    ),
+    "it starts another one": ("break_it(); watch.let_go()\nwith noted(folder): pass\nsys.exit(3)", FAILED),
+    "it fails of something else": ("sys.exit(3)", FAILED),
+    "it has ended it itself": ("watch.let_go(); break_it(); sys.exit(3)", FAILED),
+    "a copy of it ends": ("os.fork() or sys.exit(3)\nos.wait(); sys.exit(3)", FAILED),
+    "it can't be asked": ("known.clear(); sys.exit(3)", FAILED),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_only_a_program_whose_ray_has_ended_in_the_middle_is_interrupted(executing, how):
+    code, outcome = BROKEN[how]
+    end, log = executing.run("python", "x.py", files={"x.py": BREAKS + code})
+    assert (end.outcome, end.error.startswith("ray_ended: ")) == (outcome, outcome is INTERRUPTED), (end, log)
+
+
+def _ports(_):
+    return ray_node._free_ports(len(ray_node._AGENT_PORTS))
+
+
+def test_nodes_that_start_at_once_tell_their_agents_no_port_twice(monkeypatch):
+    """Agents listen seconds after they were told: until then a port is free to see, and another node took it."""
+    monkeypatch.setattr(ray_node, "_PORTS", range(20_000, 20_200))
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("fork"))) for _ in range(4)]
+        told = [port for pool in pools for _ in range(4) for port in pool.submit(_ports, 0).result()]
+        assert len(told) == len(set(told))
+        with socket.create_server(("", told[0])):
+            pass  # the agent itself can listen there

@@ -39,3 +39,45 @@ def test_a_program_whose_raylet_is_slow_or_ends_as_it_starts_runs(machine, what,
     attempt = machine.begin("python", "x.py", files={"x.py": STARTS.format(what=what)})
     end, log = attempt.ended()
     assert (end.outcome, said in log, "up with 2" in log) == (LeaseOutcome.SUCCEEDED, True, True), (end.error, log)
+
+
+BREAKS = """
+import sys, time
+import psutil, ray
+
+ray.init()
+raylet = next(process for process in psutil.Process().children() if process.name() == "raylet")
+{how}
+try:
+    for _ in range(600):
+        ray.get(ray.remote(lambda: 1).options(max_retries=0).remote())
+        time.sleep(0.1)
+finally:
+    {then}
+"""
+AGENT = """
+while not (agents := [each for each in raylet.children(recursive=True) if "agent" in " ".join(each.cmdline())]):
+    time.sleep(0.1)
+agents[0].kill()
+"""
+STORE = """
+next(process for process in psutil.Process().children() if process.name() == "gcs_server").kill()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "then"),
+    [
+        pytest.param(AGENT, "pass", id="its agent, and the program fails"),
+        pytest.param(
+            "raylet.kill()", "sys.exit(7)", marks=pytest.mark.soak, id="its raylet, and it ends in its own way"
+        ),
+        pytest.param("raylet.kill()", "ray.shutdown()", marks=pytest.mark.soak, id="its raylet, and it ends its Ray"),
+        pytest.param(STORE, "pass", marks=pytest.mark.soak, id="its control store"),
+    ],
+)
+def test_a_program_whose_ray_is_killed_in_the_middle_is_interrupted_and_has_not_failed(machine, how, then):
+    """A raylet ends with its agent."""
+    attempt = machine.begin("python", "x.py", files={"x.py": BREAKS.format(how=how, then=then)})
+    end, log = attempt.ended()
+    assert (end.outcome, "ray_ended: its " in end.error) == (LeaseOutcome.INTERRUPTED, True), (end.error, log)
