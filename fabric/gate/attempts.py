@@ -86,9 +86,10 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None) -> No
     assert record.ended_at_us is not None
     assert record.outcome is not None
     account, by_itself = core.state.accounts[job.account_id], record.stop_reason is None
-    refunds = _is_refunded(job, record, account, now_us=core.now_us)
+    was_lost = record.outcome is LeaseOutcome.LOST
+    refunds = was_lost and _is_refunded(job, record, account, now_us=core.now_us)
     # What nobody believes the platform to be at fault for tells nothing of the pool either.
-    is_doubted = record.outcome is LeaseOutcome.LOST and by_itself and not refunds
+    is_doubted = was_lost and by_itself and not refunds
     hazards.note(
         core.state.hazards,
         record.pool,
@@ -108,10 +109,10 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None) -> No
 
 
 def _is_refunded(job: Job, record: LeaseRecord, account: Account, *, now_us: int) -> bool:
-    """Whether what this attempt lost is given back: the platform was at fault, and not more often than is believable. What it
+    """Whether what a lost attempt lost is given back: the platform was at fault, and not more often than is believable. What it
     took away itself, nobody else can have brought about.
     """
-    if record.outcome is not LeaseOutcome.LOST or record.stop_reason not in PLATFORM_FAULT:
+    if record.stop_reason not in PLATFORM_FAULT:
         return False
     is_believed = record.stop_reason is not None or account.outages < OUTAGES_IN_A_ROW or _is_the_same(account, now_us)
     return is_believed and job.losses <= LOSSES_IN_A_ROW

@@ -134,7 +134,7 @@ class Core:
             self.keys_of.setdefault(key.account_id, []).append(key)
         self.subscribed_by = _by_account(state.subscriptions)
         """Each account's subscriptions: derived, so that nobody's looks through everybody's."""
-        self.answers_of: dict[str, dict[str, None]] = {}
+        self.answers_of: dict[str, deque[str]] = {}
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.answers_until_us = 0
         """No answer is forgotten before; 0 = look anew."""

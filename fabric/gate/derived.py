@@ -79,6 +79,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
             FIXED,
         ),
         "shortest_grace_us": "the state's policy, which is set with it",
+        "owners": "the queue's, which is changed in place",
     },
     "Cluster": {
         "_state": STATE,

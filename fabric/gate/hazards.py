@@ -34,7 +34,9 @@ def note(
     hazards: dict[str, Hazard], pool: str, *, ran_us: int, outcome: LeaseOutcome, reason: StopReason | None
 ) -> None:
     """A lease has ended after so long. What its own code or its owner ended tells nothing of the pool but time."""
-    known = hazards.setdefault(pool, Hazard())
+    known = hazards.get(pool)
+    if known is None:
+        known = hazards[pool] = Hazard()
     known.leased_us += ran_us
     if outcome is LeaseOutcome.LOST and reason in (None, StopReason.EVICTED, StopReason.DRAINED):
         known.lost += 1

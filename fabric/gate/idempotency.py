@@ -5,6 +5,7 @@ the journal's, so that a replay forgets what the live gate forgot. What must not
 own: jobs, keys and holds their ids, payments their references.
 """
 
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -53,13 +54,13 @@ def remember(core: Core, name: str, event: AnyEvent, *, outcome: Outcome) -> Non
         _forget_old(core)
     asked = digest(event, but=_WHO_ASKS.get(type(event), _ANYWAY))
     core.state.answered[name] = Answered(asked, outcome, core.now_us)
-    account_id = name.partition("/")[0]
+    account_id = _account_of(name)
     own = core.answers_of.get(account_id)
     if own is None:
-        own = core.answers_of[account_id] = {}
-    own[name] = None
+        own = core.answers_of[account_id] = deque()
+    own.append(name)
     if len(own) > EACH_MAX:
-        _forget(core, next(iter(own)))
+        _forget_oldest(core, account_id)
 
 
 def index(core: Core) -> None:
@@ -67,7 +68,7 @@ def index(core: Core) -> None:
     for name, each in core.state.answered.items():
         if not each.at_us:
             core.state.answered[name] = Answered(each.digest, each.outcome, core.state.now_us)
-        core.answers_of.setdefault(_account_of(name), {})[name] = None
+        core.answers_of.setdefault(_account_of(name), deque()).append(name)
 
 
 def _forget_old(core: Core) -> None:
@@ -80,14 +81,13 @@ def _forget_old(core: Core) -> None:
         if core.now_us < until_us:
             core.answers_until_us = until_us
             break
-        _forget(core, oldest)
+        _forget_oldest(core, _account_of(oldest))  # and so its account's oldest
 
 
-def _forget(core: Core, name: str) -> None:
-    del core.state.answered[name]
-    account_id = _account_of(name)
-    del core.answers_of[account_id][name]
-    if not core.answers_of[account_id]:
+def _forget_oldest(core: Core, account_id: str) -> None:
+    own = core.answers_of[account_id]
+    del core.state.answered[own.popleft()]
+    if not own:
         del core.answers_of[account_id]
 
 

@@ -75,14 +75,15 @@ def draft(job_id: JobId, account_id: AccountId, key_id: KeyId | None, spec: JobS
 
 def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
     """What is wrong with a job as written, whatever the balance: None if nothing is."""
-    if refusal := malformed(job.spec):
+    spec = job.spec
+    if refusal := malformed(spec):
         return refusal
     if job.key_id is not None and (refusal := keys.no_jobs(core, job.key_id, account_id=job.account_id)):
         return refusal
-    if refusal := _may_stay(core, job):
+    if not spec.preemptible and (refusal := _may_stay(core, job)):
         return refusal
     known = core.prices.accelerators
-    for name in job.spec.accelerators:
+    for name in spec.accelerators:
         if name not in known:
             return refusals.unknown_accelerator(name, tuple(known))
     return _never_fits(core, request)
@@ -90,7 +91,7 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
 
 def _may_stay(core: Core, job: Job) -> Refusal | None:
     """A job that can't be evicted keeps its devices from everybody: that is a right of a plan. Inference is never outranked."""
-    if job.spec.preemptible or job.spec.service is Service.INFERENCE:
+    if job.spec.service is Service.INFERENCE:
         return None
     if any(plan.may_stay for plan in core.plans_of(job.account_id)):
         return None
@@ -106,10 +107,11 @@ def _may_stay(core: Core, job: Job) -> Refusal | None:
 
 
 def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
-    if (over_quota := core.planner.beyond_quotas(request)) is not None:
+    planner = core.planner
+    if (over_quota := planner.beyond_quotas(request)) is not None:
         return why_never.refusal(over_quota)
     gang = (
-        request.account_id if request.account_id in core.planner.owners else None,
+        request.account_id if request.account_id in planner.owners else None,
         request.least,
         request.devices_per_node,
         request.accelerators,
@@ -117,16 +119,14 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.preemptible,
         request.mixtures,
         request.fraction,
-        core.state.placement.policy.barred(request.grace_us)
-        if request.grace_us > core.planner.shortest_grace_us
-        else (),
+        core.state.placement.policy.barred(request.grace_us) if request.grace_us > planner.shortest_grace_us else (),
     )
-    if core.placeable_in != core.planner.layout:
+    if core.placeable_in != (layout := planner.layout):
         core.placeable.clear()
-        core.placeable_in = core.planner.layout
+        core.placeable_in = layout
     if gang in core.placeable:
         return None
-    impossible = core.planner.check(request)
+    impossible = planner.check(request)
     if impossible is not None:
         return why_never.refusal(impossible)
     if len(core.placeable) >= GANGS_KEPT:

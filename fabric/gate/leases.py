@@ -169,13 +169,12 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     """The attempt is over: decide what becomes of the job, and clear the devices."""
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
-    _note_loss(core, job, record, outcome)
+    given_up = outcome in UNFINISHED and _came_to_nothing(core, job, record, outcome)
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
-    stays.ended(job.ran, at_us=core.now_us, how=record.stop_reason.value if record.stop_reason else outcome.value)
+    stays.ended(job.ran, at_us=core.now_us, how=str(record.stop_reason or outcome))
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
     core.replan = True
-    given_up = attempts.is_one_too_many(job, record, outcome, now_us=core.now_us)
     match outcome:
         case LeaseOutcome.SUCCEEDED:
             job.error, job.result_ref = "", result_ref
@@ -212,9 +211,11 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
         job.ended_at_us = core.now_us
 
 
-def _note_loss(core: Core, job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> None:
-    if record.started_at_us is not None and job.stopping_for is None and outcome in UNFINISHED:
+def _came_to_nothing(core: Core, job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> bool:
+    """Note that the attempt did not end as it was to. Whether that was once too often."""
+    if record.started_at_us is not None and job.stopping_for is None:
         noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
+    return attempts.is_one_too_many(job, record, outcome, now_us=core.now_us)
 
 
 def _note_no_room(job: Job, error: str) -> None:

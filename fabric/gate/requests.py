@@ -9,12 +9,14 @@ from fabric.gate import holds, notice, rates, shares
 from fabric.gate.core import Core
 from fabric.gate.events import JobKind
 from fabric.gate.state import Job
+from fabric.ledger.scopes import Service
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import locality
 from fabric.placement.score import Wish
 from fabric.units import PPM
 
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
+_NAMES: Final = {service: service.value for service in Service}
 
 
 def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> None:
@@ -32,7 +34,10 @@ def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> No
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
     spec, account = job.spec, core.state.accounts[job.account_id]
-    speeds, wish = _choice(core, job)
+    speeds: rates.Speeds = ()
+    wish: Wish | None = None
+    if spec.prefer or spec.devices_least is not None or not spec.accelerators:
+        speeds, wish = _choice(core, job)
     warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices) if spec.data else ((), 0)
     if wish is not None and saves_us:
         wish = msgspec.structs.replace(wish, cold_us=saves_us)
@@ -43,7 +48,7 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         devices_per_node=spec.devices_per_node,
         accelerators=spec.accelerators,
         tier_rank=core.rank_of(job.account_id),
-        service=str(spec.service),
+        service=_NAMES[spec.service],
         preemptible=spec.preemptible,
         weight_ppm=account.weight_ppm,
         cohort=account.cohort,
@@ -52,9 +57,11 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,
         speeds=speeds,
-        prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on]),
+        prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on])
+        if warm
+        else job.saved_on,
         patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us) if saves_us else 0,
-        mixtures=_mixtures(core, job),
+        mixtures=() if spec.mix == "never" else _mixtures(core, job),
         fraction=spec.fraction,
         wish=wish,
     )
@@ -70,7 +77,7 @@ def _choice(core: Core, job: Job) -> tuple[rates.Speeds, Wish | None]:
 
 def _mixtures(core: Core, job: Job) -> tuple[tuple[str, ...], ...]:
     """The types that may be one gang of this job."""
-    if job.spec.mix == "never" or job.spec.kind is JobKind.LEASE:
+    if job.spec.kind is JobKind.LEASE:
         return ()
     types = job.spec.accelerators or tuple(core.prices.accelerators)
     if job.spec.mix == "islands":

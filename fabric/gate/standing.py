@@ -40,13 +40,15 @@ def takes_nothing(account: Account) -> Refusal | None:
 
 def no_job(core: Core, account_id: AccountId) -> Refusal | None:
     """Why the account can't have one more job; None if it can."""
-    if account_id not in core.state.accounts:
+    account, caps = core.state.accounts.get(account_id), core.state.caps
+    if account is None:
         return refusals.not_found("account", account_id)
-    if refusal := barred(core, account_id):
-        return refusal
-    most = core.state.caps.queued_jobs if core.state.caps is not None else None
+    if account.standing is not Standing.OPEN:
+        return why(account)
+    if caps is None or (most := caps.queued_jobs) is None:
+        return None
     own = core.jobs_of.get(account_id, ())
-    if most is None or len(own) < most or sum(1 for job in own if job.state is JobState.QUEUED) < most:
+    if len(own) < most or sum(1 for job in own if job.state is JobState.QUEUED) < most:
         return None
     return refusals.conflict(
         f"{most} jobs of account {account_id} wait for devices, which is all that may: submit more when some have started,"

@@ -56,6 +56,8 @@ class Planner:
         )
         self.shortest_grace_us = min(state.policy.graces_us)
         """With no longer a grace a job may be anywhere."""
+        self.owners: Mapping[AccountId, None] = self._queue.owners
+        """Accounts that have, or had, nodes of their own."""
         self._rebuild_queue()
 
     def follow(self, policy: Policy, *, now_us: int) -> None:
@@ -143,7 +145,7 @@ class Planner:
 
     def beyond_quotas(self, request: Request) -> Unplaceable | None:
         """Why the account could never have so many devices as quotas are now; None if it could."""
-        return beyond_quotas(request, self._cluster)
+        return beyond_quotas(request, self._cluster) if self._cluster.guarantees.types else None
 
     def barred(self, request: Request) -> tuple[tuple[str, int], ...]:
         """Pools that would take the request if its grace weren't longer than theirs, and what the longest is there."""
@@ -295,11 +297,6 @@ class Planner:
     def quotas(self) -> tuple[Used, ...]:
         """Every quota, and what is used of it."""
         return tuple(self._cluster.guarantees.used())
-
-    @property
-    def owners(self) -> Mapping[AccountId, None]:
-        """Accounts that have, or had, nodes of their own."""
-        return self._queue.owners
 
     @property
     def layout(self) -> int:

@@ -81,7 +81,7 @@ class Queue:
                 self._line_up(lane, queued)
 
     def lane_of(self, queued: Queued) -> Lane:
-        request = queued.request
+        request, quotas = queued.request, self._guarantees
         account_id = request.account_id
         key = (
             queued.rank,
@@ -90,7 +90,7 @@ class Queue:
             request.accelerators,
             queued.preemptible,
             request.service == "inference",
-            account_id if account_id in self.owners or self._guarantees.concerns(account_id) else "",
+            account_id if account_id in self.owners or (quotas.types and quotas.concerns(account_id)) else "",
             None if request.devices_least is None else (request.devices_least, request.speeds),
             (request.notice_us, request.mixtures) if request.notice_us or request.mixtures else None,
             request.prefers if request.patience_us else (),

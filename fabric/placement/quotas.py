@@ -348,17 +348,14 @@ class Fairness:
         credit = fees - early if early < fees else 0
         more = used + credit - account.credit
         account.fees, account.credit = fees, credit
-        self._add(account_id, account, more)
-        return more
-
-    def _add(self, account_id: AccountId, account: Account, amount: int) -> None:
-        usage = account.usage + amount
+        usage = account.usage + more
         account.usage = usage = usage if 0 <= usage <= _USAGE_MAX else max(min(usage, _USAGE_MAX), 0)
         self.keys[account_id] = usage * PPM // account.weight_ppm
         if account.cohort:
             shared = self._cohorts[account.cohort]
-            shared.usage = max(min(shared.usage + amount, _USAGE_MAX), 0)
+            shared.usage = max(min(shared.usage + more, _USAGE_MAX), 0)
             self.cohort_keys[account.cohort] = _key(shared)
+        return more
 
 
 class EvictionBudget:
