@@ -27,6 +27,8 @@ COVERED: Final = "x-fabric-covered"
 """`1`: the account's own dedicated lease pays for the device; the call is recorded and charged nothing."""
 AT_ONCE: Final = "x-fabric-at-once"
 """How many prompts of the request the engine may have at a time."""
+TAGS: Final = "x-fabric-tags"
+"""What the call is marked with: from clients `k=v,…`, from gateways a list in JSON, in ASCII."""
 CHARGED_UHS: Final = "x-fabric-charged-uhs"
 FREE_UHS: Final = "x-fabric-free-uhs"
 """What the account can still spend on this model, what is held for it here included."""
@@ -56,6 +58,7 @@ class Call(msgspec.Struct, frozen=True):
         covered: ran on the account's own dedicated lease: recorded, charged 0.
         rate_version: the version of the model's rates it was granted by; 0 = those in force when it started.
         packages: what it was promised of packages of LLM tokens, in the order in which they pay: asset, thousandths.
+        tags: what it is marked with: its own, its key's and its project's.
     """
 
     call_id: str
@@ -70,6 +73,7 @@ class Call(msgspec.Struct, frozen=True):
     covered: bool = False
     rate_version: int = 0
     packages: tuple[Limit, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 class Wanted(NamedTuple):

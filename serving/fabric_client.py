@@ -215,4 +215,5 @@ def _message(call: Call) -> pb.Call:
         covered=call.covered,
         rate_version=call.rate_version,
         packages=[pb.PackageLimit(asset=asset, most=most) for asset, most in call.packages],
+        tags=call.tags,
     )

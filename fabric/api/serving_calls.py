@@ -12,6 +12,7 @@ from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, 
 from fabric.api.service import ApiService
 from fabric.charging.packages import PAYERS_MAX, Limit
 from fabric.charging.rates import Rate
+from fabric.charging.tags import clipped
 from fabric.checkpoints import is_of_folder
 from fabric.config import engines
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
@@ -197,6 +198,7 @@ def _call_of(call: pb.Call) -> CallUsed:
         rate_version=at_least(0, "rate_version", call.rate_version),
         covered=call.covered,
         packages=_limits_of(call),
+        tags=clipped(call.tags),
     )
 
 
@@ -221,6 +223,7 @@ def _as_said(call: pb.Call) -> CallUsed:
         rate_version=call.rate_version,
         covered=call.covered,
         packages=tuple((_clipped(each.asset), each.most) for each in call.packages[:PAYERS_MAX]),
+        tags=clipped(call.tags),
     )
 
 

@@ -81,4 +81,8 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     spared_uhs: int = 0
     """What the tokens that packages paid for would have cost beside."""
     tags: tuple[str, ...] = ()
-    """What its job was tagged with, as cost centres are: `team=red`."""
+    """What its job or call was tagged with, by itself, its key or its project, as cost centres are: `team=red`."""
+    project: str = ""
+    """Whose work it was: that of the key that it was done with. "" = the project that is called like the account."""
+    member: str = ""
+    """Whose key that was, then; "" = nobody's."""

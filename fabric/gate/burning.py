@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from fabric.charging.clockwork import Terms
 from fabric.charging.records import Cdr
 from fabric.charging.sessions import ChargingSession
-from fabric.gate import cadence, holds, mixture
+from fabric.gate import cadence, holds, keys, mixture
 from fabric.gate.core import Core
 from fabric.gate.events import LeaseOutcome, Sample
 from fabric.gate.state import Job, LeaseRecord
@@ -92,7 +92,8 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
     ended = str(record.outcome) if record.outcome else ""
-    closed = replace(session.close(ended=ended, at_us=record.ended_at_us), tags=job.spec.tags)
+    whose = keys.worked_for(core, job.key_id or "", account_id=job.account_id)
+    closed = replace(session.close(ended=ended, at_us=record.ended_at_us), tags=job.spec.tags, **whose)
     core.records.append(closed)
     job.ran_us += record.ended_at_us - record.started_at_us
     return closed

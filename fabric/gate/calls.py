@@ -227,7 +227,8 @@ def _rated(core: Core, call: CallUsed, *, account_id: AccountId, hold_id: str, k
             accelerator=call.accelerator,
             rate_version=call.rate_version,
         )
-    return _record(call, rate, account_id=account_id, hold_id=hold_id, key_id=key_id)
+    record = _record(call, rate, account_id=account_id, hold_id=hold_id, key_id=key_id)
+    return replace(record, **keys.worked_for(core, key_id, account_id=account_id))
 
 
 def _record(call: CallUsed, rate: Rate, *, account_id: AccountId, hold_id: str, key_id: str) -> Cdr:
@@ -258,4 +259,5 @@ def _record(call: CallUsed, rate: Rate, *, account_id: AccountId, hold_id: str, 
         completion_tokens=call.completion_tokens,
         reasoning_tokens=call.reasoning_tokens,
         covered=call.covered,
+        tags=call.tags,
     )

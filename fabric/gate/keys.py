@@ -47,6 +47,16 @@ def project_of(key: Key) -> str:
     return key.project or key.account_id
 
 
+def worked_for(core: Core, key_id: str, *, account_id: AccountId) -> dict[str, str]:
+    """Of a record of something that an account pays for: which project it was for, and which member did it. A key is of one
+    project and of one member as long as it is known.
+    """
+    key = core.state.keys.get(KeyId(key_id)) if key_id else None
+    if key is None or key.account_id != account_id:
+        return {"project": "", "member": ""}
+    return {"project": "" if key.project == account_id else key.project, "member": key.member}
+
+
 def dead(core: Core, key: Key) -> str:
     """The code of why it will never count again, but for its end; "" if it does."""
     if key.revoked:

@@ -92,6 +92,8 @@ class CallUsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     """Ran on the account's own dedicated lease: recorded, and charged nothing."""
     packages: tuple[tuple[str, int], ...] = ()
     """What its meter had promised it of packages of LLM tokens, in the order in which they pay: asset, thousandths."""
+    tags: tuple[str, ...] = ()
+    """What it was marked with when it was made, with what its key and project gave it."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

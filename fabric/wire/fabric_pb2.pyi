@@ -892,7 +892,7 @@ class UsageRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class Cdr(_message.Message):
-    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered", "fraction", "packages", "spared_uhs", "tags", "booked_uhs", "spans")
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered", "fraction", "packages", "spared_uhs", "booked_uhs", "tags", "project", "member", "spans")
     CDR_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -925,8 +925,10 @@ class Cdr(_message.Message):
     FRACTION_FIELD_NUMBER: _ClassVar[int]
     PACKAGES_FIELD_NUMBER: _ClassVar[int]
     SPARED_UHS_FIELD_NUMBER: _ClassVar[int]
-    TAGS_FIELD_NUMBER: _ClassVar[int]
     BOOKED_UHS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     cdr_id: str
     account_id: str
@@ -960,10 +962,12 @@ class Cdr(_message.Message):
     fraction: _containers.RepeatedScalarFieldContainer[int]
     packages: _containers.RepeatedCompositeFieldContainer[PackageUse]
     spared_uhs: int
-    tags: _containers.RepeatedScalarFieldContainer[str]
     booked_uhs: int
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    project: str
+    member: str
     spans: _containers.RepeatedCompositeFieldContainer[Span]
-    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ..., fraction: _Optional[_Iterable[int]] = ..., packages: _Optional[_Iterable[_Union[PackageUse, _Mapping]]] = ..., spared_uhs: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., booked_uhs: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ..., fraction: _Optional[_Iterable[int]] = ..., packages: _Optional[_Iterable[_Union[PackageUse, _Mapping]]] = ..., spared_uhs: _Optional[int] = ..., booked_uhs: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., project: _Optional[str] = ..., member: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("from_us", "until_us", "estimated_us", "tariff_version", "weight_ppm", "bands")
@@ -1052,7 +1056,7 @@ class AuthorizeRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., key_id: _Optional[str] = ..., wanted: _Optional[_Union[Wanted, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("call_id", "key_id", "model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "started_at_us", "ended_at_us", "ended", "covered", "rate_version", "packages")
+    __slots__ = ("call_id", "key_id", "model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "started_at_us", "ended_at_us", "ended", "covered", "rate_version", "packages", "tags")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -1067,6 +1071,7 @@ class Call(_message.Message):
     COVERED_FIELD_NUMBER: _ClassVar[int]
     RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     PACKAGES_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     key_id: str
     model: str
@@ -1081,7 +1086,8 @@ class Call(_message.Message):
     covered: bool
     rate_version: int
     packages: _containers.RepeatedCompositeFieldContainer[PackageLimit]
-    def __init__(self, call_id: _Optional[str] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ..., covered: _Optional[bool] = ..., rate_version: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[PackageLimit, _Mapping]]] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, call_id: _Optional[str] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ..., covered: _Optional[bool] = ..., rate_version: _Optional[int] = ..., packages: _Optional[_Iterable[_Union[PackageLimit, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UpdateHoldRequest(_message.Message):
     __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us", "minimum_uhs", "calls", "wanted")

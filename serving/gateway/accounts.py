@@ -128,7 +128,8 @@ def generation(one: Generation, *, charged_uhs: int | None) -> dict[str, Any]:
         "total_cost": number(charged_uhs or 0) if known else None,
         "unit": "compute_tokens",
     }
-    facts = {"call": one.call_id, "state": "booked" if known else "running"}
+    facts: dict[str, Any] = {"call": one.call_id, "state": "booked" if known else "running"}
+    facts["tags"] = dict(tag.partition("=")[::2] for tag in one.tags)
     if charged_uhs is not None:
         facts |= {"charged_uhs": str(charged_uhs), "charged_ct": format_ct(charged_uhs, decimals=8)}
     return {"data": data, "fabric": facts}

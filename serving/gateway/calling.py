@@ -6,6 +6,7 @@ it ended in the middle, when the replica has settled what the engine had produce
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Awaitable
 from hashlib import sha256
@@ -15,7 +16,7 @@ import msgspec
 
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from serving import calls
-from serving.gateway import accounts, bodies, fields
+from serving.gateway import accounts, bodies, fields, marks
 from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.bounds import Size
@@ -96,6 +97,9 @@ class Calling:
         self._size = size
         self._digest = digest
         self._stream = stream
+        self._tags: tuple[str, ...] = ()
+        if self._route.metered:
+            self._tags = marks.tags_of(exchange.headers, body, self._route, given=caller.key.tags)
         self._key = exchange.headers.get(b"idempotency-key", b"").decode("latin-1") if self._route.metered else ""
         self._passage = Passage(
             exchange,
@@ -202,6 +206,7 @@ class Calling:
             replica_id=replica.replica_id,
             address=replica.address,
             tls_sha256=replica.tls_sha256,
+            tags=self._tags,
         )
         if booked is not None:
             one = msgspec.structs.replace(
@@ -330,4 +335,5 @@ class Calling:
             calls.AT_ONCE: str(max(1, seat.width // self._size.choices)),
             calls.STRICT: "1" if strict else "0",
             calls.COVERED: "1" if self._passage.covered else "0",
+            **({calls.TAGS: json.dumps(self._tags)} if self._tags else {}),
         }

@@ -83,6 +83,8 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Every model that the account may ask for, by name."""
     packages: dict[str, int] = {}
     """What is free of packages of LLM tokens, by asset, in thousandths."""
+    tags: tuple[str, ...] = ()
+    """What all calls with it are marked with, its project's among them."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

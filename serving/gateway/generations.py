@@ -58,6 +58,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replica_id: str = ""
     address: str = ""
     tls_sha256: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Generations:

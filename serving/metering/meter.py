@@ -108,7 +108,9 @@ class Meter:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    async def open(self, call_id: str, *, payer: Payer, key_id: str, prompt_tokens: int, wants: int) -> OpenCall:
+    async def open(
+        self, call_id: str, *, payer: Payer, key_id: str, prompt_tokens: int, wants: int, tags: tuple[str, ...] = ()
+    ) -> OpenCall:
         """Admit a call, asking the ledger where the slice is too small.
 
         Raises:
@@ -116,6 +118,7 @@ class Meter:
             Unavailable: the ledger can't be reached, or calls can't be recorded.
         """
         call = await self._covered(call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants)
+        call.tags = tags
         self._record(call)
         return call
 

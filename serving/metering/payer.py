@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
+import msgspec
+
 from fabric.errors import FabricError, InvalidRequest, PermissionDenied
 from serving import calls
 from serving.calls import Call, Usage
@@ -31,6 +33,8 @@ class SignedPayer:
     tier_rank: int = 0
     model: str = ""
     """What is asked for, where the gateway says so: an adapter, or the replica's own."""
+    tags: tuple[str, ...] = ()
+    """What its calls are marked with."""
     strict: bool = False
     salt: str = ""
     """What marks the account's cached prompts: whatever enters the engine for this request carries it, and no other."""
@@ -104,10 +108,18 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> SignedPa
         call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",
         tier_rank=int(rank),
         model=said.get(calls.MODEL, ""),
+        tags=_tags(said.get(calls.TAGS, "")),
         strict=said.get(calls.STRICT) == "1",
         at_once=_at_once(said.get(calls.AT_ONCE, "")),
         salt=salt_of(account_id, secret=trust),
     )
+
+
+def _tags(said: str) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(said, type=tuple[str, ...]) if said else ()
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"the gateway named tags that can't be read: {error}", code="bad_ticket") from error
 
 
 def _at_once(said: str) -> int:

@@ -64,4 +64,5 @@ def told(call: OpenCall, ended: str, *, model: str, accelerator: str, at_us: int
         covered=call.payer.covered,
         rate_version=call.rate_version,
         packages=call.limits,
+        tags=call.tags,
     )

@@ -23,7 +23,7 @@ def first_report(calls: Sequence[Call], *, calls_max: int, bytes_max: int) -> tu
     size, count = 0, 0
     for call in calls[:calls_max]:
         names = (call.call_id, call.key_id, call.model, call.accelerator, call.ended)
-        size += _FIXED_BYTES + sum(len(name.encode(errors="replace")) for name in names)
+        size += _FIXED_BYTES + sum(len(name.encode(errors="replace")) for name in (*names, *call.tags))
         if count and size > bytes_max:
             break
         count += 1

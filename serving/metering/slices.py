@@ -160,6 +160,7 @@ class OpenCall:
     charge: Charge
     limits: tuple[Limit, ...] = ()
     """What it may take of packages, in the order in which they pay."""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

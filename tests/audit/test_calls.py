@@ -8,8 +8,10 @@ import pytest
 from fabric.audit.verify import verify_export
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
+from fabric.gate.account_events import AddMember, CreateKey, CreateProject
 from fabric.gate.events import Configure
 from fabric.gate.questions import RecordsOf, StatementOf
+from fabric.gate.roles import Role
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, SettleHold, UpdateHold
 from fabric.ledger.scopes import Service, Use
 from tests.audit.conftest import CATALOGUE, CT, calls
@@ -90,6 +92,38 @@ async def test_a_call_that_is_charged_otherwise_than_it_was_counted_is_found(spo
     report = verify_export(tampered(leaves_of(await spoken.export()), change))
     assert not report.ok
     assert found in report.problem
+
+
+async def test_a_record_of_another_project_member_or_tag_than_its_call_is_found(log):
+    await log.write(marked("acme"))
+    assert verify_export(await log.export()).ok
+    leaves = leaves_of(await log.export())
+    changes = {
+        "project": lambda record: record.update(project="ads"),
+        "member": lambda record: record.update(member="li"),
+        "told": lambda record: record.update(tags=["team=blue"]),
+    }
+    for found, change in changes.items():
+        report = verify_export(tampered(leaves, lambda entry, change=change: change(entry["records"][0])))
+        assert not report.ok, found
+        assert {"told": "not recorded as it was told"}.get(found, "its key 'k'") in report.problem
+    older = tampered(leaves, lambda entry: [entry["records"][0].pop(name) for name in ("project", "member")])
+    assert verify_export(older).ok, "records of before name no project and no member"
+
+
+def marked(account: str) -> list:
+    """A call with tags, and a key of a project's member."""
+    of = {"account_id": account, "hold_id": f"{account}-slice"}
+    offer, authorize, *_ = calls(account)
+    used = msgspec.structs.replace(calls(account)[2].calls[0], key_id="k", tags=("team=red",))
+    return [
+        CreateProject(account_id=account, project="search", wallet=account),
+        AddMember(account_id=account, member="dan", role=Role.DEVELOPER),
+        CreateKey(key_id="k", account_id=account, secret_sha256="", project="search", member="dan"),
+        offer,
+        authorize,
+        SettleHold(seq=1, calls=(used,), **of),
+    ]
 
 
 def beyond(account: str) -> list:

@@ -32,13 +32,13 @@ from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
 from tests.gate.model_limits import LimitRules
 from tests.gate.model_money import HoldRules, MoneyRules
-from tests.gate.model_organisations import OrganisationRules
 from tests.gate.model_payments import PaymentRules
+from tests.gate.model_tags import TagRules
 from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
-class GateMachine(MoneyRules, LimitRules, PaymentRules, OrganisationRules, HoldRules, JobRules, ClusterRules):
+class GateMachine(MoneyRules, LimitRules, PaymentRules, TagRules, HoldRules, JobRules, ClusterRules):
     """What may happen, and what the answer must be."""
 
     hard_on_accounts = False

@@ -96,7 +96,9 @@ async def started(replica):
 async def stream(replica, call_id, account, *, prompt, wants, dice, delivered):
     """One call: outputs of one to four tokens; the client leaves now and then."""
     meter = replica.meter
-    await meter.open(call_id, payer=Payer(account), key_id="k", prompt_tokens=prompt, wants=wants)
+    await meter.open(
+        call_id, payer=Payer(account), key_id="k", prompt_tokens=prompt, wants=wants, tags=(f"call={call_id}",)
+    )
     delivered[call_id] = 0
     ended = "error"
     try:
@@ -184,6 +186,7 @@ async def test_many_streams_through_losses_and_kills_settle_to_the_token(tmp_pat
     for call_id, tokens in delivered.items():
         settled = ledger.calls[call_id].usage.completion_tokens
         assert tokens <= settled <= tokens + 4, call_id  # a kill may fall between the record and the client
+        assert ledger.calls[call_id].tags == (f"call={call_id}",)
     assert all(charge(ledger.calls[call_id].usage) == uhs for call_id, uhs in ledger.charged.items())
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from fabric.errors import FabricError, Internal, PermissionDenied
@@ -185,3 +186,5 @@ def test_a_message_is_bounded_in_calls_and_in_bytes():
     assert len(first_report(few, calls_max=100, bytes_max=3_600)) == 3
     assert len(first_report(few, calls_max=100, bytes_max=1)) == 1, "one too large by itself is still said"
     assert first_report([], calls_max=100, bytes_max=1) == ()
+    marked = [msgspec.structs.replace(call("x"), tags=("team=" + "x" * 995,)) for _ in range(10)]
+    assert len(first_report(marked, calls_max=100, bytes_max=3_600)) == 3

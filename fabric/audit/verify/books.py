@@ -15,6 +15,7 @@ from .report import Wrong, require
 from .sales import Sales
 from .statement import Statement
 from .strict_json import loads
+from .whose import Whose
 
 _REMEMBERED = 32_768
 
@@ -32,7 +33,7 @@ class Books:
         self.ending = (0, "")  # the entry that ends a hold, and which: those that continue it may move it still
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = Calls(counts), Leases(counts), Lots()
-        self.jobs, self.sales, self.numbers = Jobs(), Sales(), Numbers()
+        self.jobs, self.sales, self.numbers, self.whose = Jobs(), Sales(), Numbers(), Whose()
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
@@ -56,6 +57,7 @@ class Books:
             self.leases.learn(event)
             self.lots.learn(event)
             self.sales.learn(seq, event)
+            self.whose.learn(event)
         self.sales.post(seq, event, entry["transfers"])
         self.numbers.post(seq, entry["transfers"])
         if self.statement:
@@ -66,6 +68,7 @@ class Books:
         self.calls.post(seq, event, outcome, entry)
         self.leases.post(seq, entry)
         self.jobs.post(entry)
+        self.whose.post(seq, entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ending = (seq, event["hold_id"])
 

@@ -9,7 +9,10 @@ from .rates import Rates
 from .report import Wrong, require
 
 _MTOK = 1_000_000
-_TOLD = ("model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered")
+_TOLD = (
+    *("model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered"),
+    "tags",
+)
 
 
 class Calls:

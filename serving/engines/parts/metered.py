@@ -228,7 +228,12 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         call_id, is_open = ticket.next_call_id(), False
         try:
             await meter.open(
-                call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt_tokens, wants=wants
+                call_id,
+                payer=ticket.payer,
+                key_id=ticket.key_id,
+                prompt_tokens=prompt_tokens,
+                wants=wants,
+                tags=ticket.tags,
             )
             is_open = True
             ticket.opened += 1

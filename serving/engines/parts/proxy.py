@@ -229,7 +229,12 @@ class ProxiedEngine:
         each, choices = requests.limit_in(path, said, room=self._max_context - prompt), requests.choices_in(body)
         call_id = ticket.next_call_id()
         await self.meter.open(
-            call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt, wants=each * choices
+            call_id,
+            payer=ticket.payer,
+            key_id=ticket.key_id,
+            prompt_tokens=prompt,
+            wants=each * choices,
+            tags=ticket.tags,
         )
         ticket.opened += 1
         ticket.admitted += 1

@@ -90,8 +90,9 @@ def test_the_charge_told_is_the_charge_made(rig, front):
     front.directory.change()
     with openai.OpenAI(base_url=front.url + "/v1", api_key=key, max_retries=0) as client:
         raw = client.chat.completions.with_raw_response.create(
-            model="byte-lm", messages=CHAT["messages"], max_tokens=5, extra_body={"ignore_eos": True}
-        )
+            model="byte-lm", messages=CHAT["messages"], max_tokens=5, extra_body={"ignore_eos": True},
+            metadata={"app": "search"}, extra_headers={"X-Fabric-Tags": "team=red"},
+        )  # fmt: skip
         raw.parse()
         told = {raw.headers["x-fabric-call"]: int(raw.headers["x-fabric-charged-uhs"])}
         assert int(raw.headers["x-fabric-free-uhs"]) == 10**9 - sum(told.values())
@@ -105,6 +106,8 @@ def test_the_charge_told_is_the_charge_made(rig, front):
         told[remark["call"]] = int(remark["charged_uhs"])
         calls = rig.settled(account, calls=2)
         assert {call.call_id: rig.ledger.charged[call.call_id] for call in calls} == told
+        tags = {call.call_id: call.tags for call in calls}
+        assert tags == {raw.headers["x-fabric-call"]: ("app=search", "team=red"), remark["call"]: ()}
 
 
 def test_without_tokens_the_official_client_gets_402_once(rig, front):
