@@ -167,6 +167,48 @@ def verifier(*, as_json: AsJson = False) -> None:
         sys.stdout.write(source)
 
 
+@app.command()
+def witness(
+    *,
+    name: Annotated[str, typer.Option(help="What it cosigns as: a host and path, such as witness.example/w1.")],
+    log: Annotated[
+        list[str], typer.Option(help="The public key of a log to watch, `<name>+<id>+<base64>`; several may be given.")
+    ],
+    state: Annotated[Path, typer.Option(help="A folder: what was cosigned is kept there, and its key.")],
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT. Put TLS in front of it where it is public.")
+    ] = "127.0.0.1:7480",
+    key: Annotated[
+        Path | None, typer.Option(help="Its key; made where there is none. None = STATE/witness.key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cosign checkpoints of others' logs that have only grown (C2SP tlog-witness), until it is ended.
+
+    For example: fabric audit witness --name witness.example/w1 --log "$(cat operators-key.txt)" --state /var/lib/witness
+    """
+    from fabric.audit.signing import load_or_create_key  # noqa: PLC0415  # they need cryptography, which a client alone has not
+    from fabric.audit.witness import Cosigner, Kept, Witness, WitnessServer  # noqa: PLC0415
+
+    host, _, port = listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()):
+        raise InvalidRequest(f"--listen {listen!r} is no HOST:PORT", code="bad_option")
+    try:
+        cosigner = Cosigner(name, load_or_create_key(key or state / "witness.key"))
+        server = WitnessServer((host.strip("[]"), int(port)), Witness(cosigner, log, Kept(state), say))
+    except (OSError, OverflowError, ValueError) as error:
+        raise InvalidRequest(f"can't start a witness: {error}", code="bad_option") from None
+    url = f"http://{host}:{server.server_address[1]}"
+    if as_json:
+        print_json({"key": cosigner.key, "url": url})
+    else:
+        say(
+            f"cosigns as {cosigner.key} at {url}: give both to the operators of these logs, and the key to those who verify"
+        )
+    with server:
+        server.serve_forever()
+
+
 def _tell(report: Any, file: Path, *, as_json: bool) -> None:
     if report.problem:
         where = f"{file}, line {report.line}" if report.line else str(file)

@@ -41,6 +41,7 @@ from fabric.config.sections import (
     is_loopback,
 )
 from fabric.config.serving import ServingConfig
+from fabric.config.witnesses import WitnessConfig
 from fabric.errors import InvalidConfig
 from fabric.gate.caps import CAP_MAX
 from fabric.gate.events import Pool
@@ -292,6 +293,8 @@ class ClusterConfig(Section):
     clock: ClockConfig = ClockConfig()
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
+    witnesses: Annotated[tuple[WitnessConfig, ...], Field(strict=False, max_length=16)] = ()
+    """Who cosigns checkpoints, so that everybody is shown one history."""
     limits: LimitsConfig = LimitsConfig()
     scheduling: SchedulingSection = SchedulingSection()
     storage: StorageConfig = StorageConfig()

@@ -11,6 +11,7 @@ from typing import Final
 import apsw
 
 from fabric.api.limits import Limits
+from fabric.audit.signing import load_or_create_key
 from fabric.config.cluster import (
     FOR_MONEY,
     ClusterConfig,
@@ -26,6 +27,7 @@ from fabric.config.sections import Settings, TlsFiles
 from fabric.config.serving import ServingConfig
 from fabric.doctor import dependencies, machine, software
 from fabric.doctor.findings import Finding, Health, fail, ok, warn
+from fabric.doctor.witnesses import check_witnesses
 from fabric.errors import FabricError, InvalidConfig
 from fabric.gate.keys import GOOD_MAX
 from fabric.server.wiring import open_journal_of, providers_of
@@ -77,6 +79,7 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         case PostgresJournal(dsn=dsn):
             findings.append(dependencies.check_postgres(dsn.get_secret_value()))
     findings += _look_at_rules(config)
+    findings += check_witnesses(config.witnesses, origin=config.name, signing_key=_signing_key(config))
     if isinstance(config.archive, DirectoryArchive):
         findings.append(machine.check_disk(config.archive.path, name="archive.path"))
     else:
@@ -199,6 +202,14 @@ def _look_at_rules(config: ClusterConfig) -> list[Finding]:
         return []
     found = dependencies.check_journal(open_journal_of(config))
     return [found] if found is not None else []
+
+
+def _signing_key(config: ClusterConfig) -> bytes | None:
+    """The log's, if it is there and can be used; else another finding says so."""
+    try:
+        return load_or_create_key(config.signing_key) if config.signing_key.exists() else None
+    except (InvalidConfig, OSError):
+        return None
 
 
 def _state_dir() -> Finding:

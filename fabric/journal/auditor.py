@@ -9,7 +9,7 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -38,6 +38,7 @@ from fabric.gate.questions import (
     StatementOf,
     StatementPage,
 )
+from fabric.journal.cosigning import Cosigning, WitnessAt
 from fabric.journal.encoding import EVERYBODY
 from fabric.journal.history import Bounds, Found, History
 from fabric.journal.projection import told_by
@@ -69,7 +70,15 @@ class _Export:
 class Auditor:
     """Reads a journal and signs for it."""
 
-    def __init__(self, journal: Journal, *, origin: str, signing_key: bytes, tables: Tables | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        origin: str,
+        signing_key: bytes,
+        tables: Tables | None = None,
+        witnesses: Sequence[WitnessAt] = (),
+    ) -> None:
         """Name the log and hand over its key.
 
         Args:
@@ -77,10 +86,12 @@ class Auditor:
             origin: the log's name, unique in the world: it is in every checkpoint.
             signing_key: 32 bytes, Ed25519.
             tables: what a follower makes of it for reading; None = nobody does.
+            witnesses: who is asked to cosign the checkpoints that it gives out.
         """
         self._journal = journal
         self._signer = Signer(origin, signing_key)
         self._tree = JournalTree(journal, tables)
+        self.cosigning = Cosigning(self._tree, self._signer, witnesses)
         self._history = History(journal, tables)
         self._beginning = asyncio.Lock()
         self._exports: dict[tuple[str | None, int | None], _Export] = {}
@@ -91,9 +102,8 @@ class Auditor:
         return str(self._signer.verifier)
 
     async def checkpoint(self) -> str:
-        """The signed note of the newest tree head."""
-        head = await self._tree.grow()
-        return self._signer.checkpoint(size=head.size, root=head.root)
+        """The signed note of the newest tree head, with what its witnesses have cosigned."""
+        return self.cosigning.note((await self.cosigning.newest()).head)
 
     async def sealed(self) -> Sealed:
         """The same, with the key."""
@@ -187,8 +197,10 @@ class Auditor:
 
     async def receipts(self, asked: ReceiptsOf) -> ReceiptsPage:
         """A page of inclusion proofs of the account's entries, of one job if asked, all pages under one checkpoint."""
+        if asked.size is None:
+            asked = replace(asked, size=(await self.cosigning.newest()).head.size)
         size = await self._size(asked)
-        note = self._signer.checkpoint(size=size, root=await self._tree.root(size))
+        note = self.cosigning.note(TreeHead(size=size, root=await self._tree.root(size)))
         (after,) = asked.after or (-1,)
         entries = await self._history.entries(asked.account_id, asked.job_id, after=after, size=size, limit=asked.limit)
         proofs = await self._tree.inclusion([entry.seq for entry in entries], size=size)
@@ -208,7 +220,7 @@ class Auditor:
 
     async def export(self, account_id: str | None = None, *, since: int | None = None) -> AsyncIterator[bytes]:
         """The audit export, line by line; with `since`, shows that the tree only grew since that size."""
-        head = await self._tree.grow()
+        head = (await self.cosigning.newest()).head
         digest = hashlib.sha256()
         async for line in self._lines(account_id, head, since):
             digest.update(line)
@@ -263,18 +275,19 @@ class Auditor:
         return [export.consistency_line(since, proof=await self._tree.consistency(since, size=head.size))]
 
     def _last_line(self, account_id: str | None, head: TreeHead, digest: str) -> bytes:
-        note = self._signer.checkpoint(size=head.size, root=head.root)
+        note = self.cosigning.note(head)
         return export.checkpoint_line(
             note, self._signer.sign(export.seal_text(digest, account_id=account_id, checkpoint=note))
         )
 
     async def _current_export(self, account_id: str | None, since: int | None, *, begin: bool) -> _Export:
+        newest = (await self.cosigning.newest()).head if begin else None
         async with self._beginning:
             now = time.monotonic()
             current = self._exports.get((account_id, since))
             unread = current is None or current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S
             if current is None or (begin and unread):
-                head = await self._tree.grow()
+                head = newest or await self._tree.grow()
                 if since is not None and since > head.size:
                     raise Conflict(
                         f"the checkpoint seals {since} entries and this log has {head.size}: it is of another log, or this one"

@@ -31,6 +31,7 @@ from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, LeasesOf, are_jobs
 from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.journal.auditor import Auditor
+from fabric.journal.cosigning import EVERY_S
 from fabric.journal.encoding import by_account
 from fabric.journal.process import FollowerProcess, place_of
 from fabric.journal.writer import Writer
@@ -49,10 +50,8 @@ TICK_MIN_S: Final = 0.02
 TICK_SHARE: Final = 20
 """The clock looks at every lease: with very many of them it naps so many times as long as it looked."""
 ANNOUNCE_WITHIN_S: Final = 0.02
-ANSWER_S: Final = 1.0
-"""What a call waits for a gate whose last start has failed."""
-CLOSE_S: Final = 8.0
-"""What an end waits for a cluster that doesn't answer."""
+ANSWER_S: Final = 1.0  # what a call waits for a gate whose last start has failed
+CLOSE_S: Final = 8.0  # what an end waits for a cluster that doesn't answer
 RECONCILE_S: Final = 5.0
 PUBLISH_S: Final = 1.0
 LOG_PAGE_BYTES: Final = 2**20
@@ -88,7 +87,9 @@ class GateActor:
         self._follower = FollowerProcess(place)
         self._read, self._tables = place.journal(), place.tables()
         key = signing_key.get_secret_value()
-        self._auditor = Auditor(self._read, origin=config.name, signing_key=key, tables=self._tables)
+        self._auditor = Auditor(
+            self._read, origin=config.name, signing_key=key, tables=self._tables, witnesses=config.witnesses
+        )
         self._cluster = RayCluster(
             report=self._report,
             archive=self._archive,
@@ -290,6 +291,7 @@ class GateActor:
                     (self._forget, FORGET_S),
                     (self._reconcile, RECONCILE_S),
                     (self._publish, PUBLISH_S),
+                    (self._auditor.cosigning.show, EVERY_S),
                 )
             ),
         ]

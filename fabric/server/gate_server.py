@@ -98,7 +98,7 @@ class Gatehouse(GateActor):
 
     async def differences(self, config: ClusterConfig) -> list[str]:
         """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
-        sections = ("name", "journal", "archive", "metering", "stripe", "alipay")
+        sections = ("name", "journal", "archive", "metering", "stripe", "alipay", "witnesses")
         return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
 
     async def close(self) -> None:

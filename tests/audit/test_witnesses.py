@@ -1,7 +1,9 @@
 """Witnesses: a checkpoint that they have cosigned is what others see too. Notes were made by another's library (aics-tlog 0.2.1)."""
 
 import base64
+import hashlib
 import json
+import sys
 
 import pytest
 
@@ -122,3 +124,36 @@ def test_receipts_are_held_against_a_policy_too():
     text = json.dumps(receipt)
     assert verify_receipts(text, policy=f"log {TRUSTED}\nquorum none\n").trusted
     assert verify_receipts(text, policy=f"log {TRUSTED}\nwitness one {W1}\nquorum one\n").code == "not_witnessed"
+
+
+def test_a_witness_with_a_post_quantum_key_is_believed_and_only_for_what_it_cosigned():
+    """ML-DSA-44 over the subtree message: name, time, origin, size and root are all in it."""
+    mldsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.mldsa")
+    key = mldsa.MLDSA44PrivateKey.generate()
+    name, public = "witness.example/pq", b"\x06" + key.public_key().public_bytes_raw()
+    key_id = hashlib.sha256(name.encode() + b"\n" + public).digest()[:4]
+    published = f"{name}+{key_id.hex()}+{base64.b64encode(public).decode()}"
+    origin, size, root = NOTE.split("\n")[:3]
+
+    def line(at_s, said_s=None):
+        message = b"".join((
+            b"subtree/v1\n\0", bytes([len(name)]), name.encode(), at_s.to_bytes(8, "big"), bytes([len(origin)]), origin.encode(),
+            bytes(8), int(size).to_bytes(8, "big"), base64.b64decode(root),
+        ))  # fmt: skip
+        blob = key_id + (said_s or at_s).to_bytes(8, "big") + key.sign(message)
+        return f"— {name} {base64.b64encode(blob).decode()}\n"
+
+    found = Policy(f"log {LOG}\nwitness pq {published}\nwitness one {W1}\ngroup g all pq one\nquorum g\n")
+    assert found.cosigned(NOTE + BY_1 + line(7)) == ["pq", "one"]
+    assert not found.met(found.cosigned(NOTE + BY_1))
+    for forged in (NOTE.replace("\n11\n", "\n12\n") + line(7), NOTE + line(7, 8)):
+        with pytest.raises(Wrong, match="cosignature of the checkpoint by"):
+            found.cosigned(forged)
+
+
+def test_without_the_library_a_post_quantum_witness_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.mldsa", None)
+    public = b"\x06" + bytes(1312)
+    key_id = hashlib.sha256(b"pq\n" + public).hexdigest()[:8]
+    with pytest.raises(Wrong, match="ML-DSA-44 can't be verified here"):
+        Policy(f"witness w pq+{key_id}+{base64.b64encode(public).decode()}\nquorum w\n")

@@ -1,14 +1,7 @@
 """Witnesses: who must have cosigned a checkpoint (C2SP tlog-policy, tlog-cosignature), so that nobody is shown another history."""
 
-import base64
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from .notes import public_key
+from .cosignatures import cosigned_at, witness_key
 from .report import Wrong, require
-
-_COSIGNATURE = b"\x04"
 
 
 class Policy:
@@ -39,7 +32,7 @@ class Policy:
         Raises:
             Wrong: there is a cosignature of a witness's key that is wrong.
         """
-        return [name for name, key in self.witnesses.items() if _cosigned(note, key)]
+        return [name for name, key in self.witnesses.items() if cosigned_at(note, key) is not None]
 
     def met(self, cosigned: list[str], name: str = "") -> bool:
         """Whether these witnesses are the quorum, or a group."""
@@ -57,7 +50,7 @@ class Policy:
         elif said == "witness":
             name, key = rest[:2]
             self._new(name)
-            public_key(key, _COSIGNATURE)
+            witness_key(key)
             self._once(key, set(self.witnesses.values()))
             self.witnesses[name] = key
         elif said == "group":
@@ -92,22 +85,3 @@ class Policy:
     def _fits(self, holds: object, otherwise: str) -> None:
         if not holds:
             raise ValueError(otherwise)
-
-
-def _cosigned(note: str, key: str) -> bool:
-    """Whether a witness's key has cosigned a checkpoint: lines of keys that share its name alone are not its."""
-    name, key_id, public = public_key(key, _COSIGNATURE)
-    text, _, signatures = note.rpartition("\n\n")
-    for line in signatures.split("\n"):
-        if not line.startswith(f"\u2014 {name} "):
-            continue
-        blob = base64.b64decode(line.rpartition(" ")[2], validate=True)
-        if blob[:4] != key_id:
-            continue
-        message = f"cosignature/v1\ntime {int.from_bytes(blob[4:12], 'big')}\n{text}\n".encode()
-        try:
-            Ed25519PublicKey.from_public_bytes(public).verify(blob[12:], message)
-        except InvalidSignature:
-            raise Wrong(f"the cosignature of the checkpoint by {name} is wrong: it was changed or forged") from None
-        return True
-    return False
