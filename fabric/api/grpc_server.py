@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from fabric.api import (
     checkpoint_calls,
     checkpoint_files,
+    focus_calls,
     job_calls,
     limit_calls,
     money_calls,
@@ -135,6 +136,7 @@ CALLS: Final[dict[str, Call]] = {
     "Prices": Call(money_calls.prices, _ANY),
     "Receipts": Call(money_calls.receipts, _BOOKS, weight=LOOKS_THROUGH),
     "Export": Call(money_calls.export, _BOOKS, weight=LOOKS_THROUGH),
+    "ExportFocus": Call(focus_calls.export, _BOOKS, weight=LOOKS_THROUGH),
     "LogCheckpoint": Call(money_calls.log_checkpoint, _BOOKS),
     "Authorize": Call(money_calls.authorize, _HOLDS, gateways=True),
     "UpdateHold": Call(money_calls.update_hold, _HOLDS, gateways=True),

@@ -62,6 +62,7 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "Prices": _BOOKS,
     "Receipts": _BOOKS,
     "Export": _BOOKS,
+    "ExportFocus": _BOOKS,
     "LogCheckpoint": _BOOKS,
     "Authorize": _HOLDERS,
     "UpdateHold": _HOLDERS,

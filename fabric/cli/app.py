@@ -14,6 +14,7 @@ from fabric.cli import (
     calibrate,
     checkpoints,
     cluster,
+    focus,
     jobs,
     keys,
     models,
@@ -174,6 +175,7 @@ app.add_typer(organisations.org, name="org")
 app.add_typer(organisations.projects, name="projects")
 app.add_typer(organisations.members, name="members")
 app.add_typer(audit.app, name="audit")
+app.add_typer(focus.app, name="focus")
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(operator.app, name="ops")
 operator.app.add_typer(models.ops, name="models")

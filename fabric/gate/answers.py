@@ -51,6 +51,7 @@ from fabric.gate.questions import (
     KeysOf,
     LeasesOf,
     LimitsOf,
+    LotTermsOf,
     ModelsOf,
     NodesOf,
     NoticesOf,
@@ -82,6 +83,8 @@ from fabric.gate.views import (
     UnitsView,
 )
 from fabric.ledger import LotBalance
+from fabric.ledger import packages as ledgers
+from fabric.ledger.balances import lot_balance
 from fabric.ledger.scopes import ANYTHING
 from fabric.units import INT32_MAX, INT64_MAX, PPM, UHS_PER_CT, JobId
 
@@ -153,6 +156,8 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
                 OpenUsageView(**{name: getattr(each, name) for name in OpenUsageView.__struct_fields__})
                 for each in state.open_usage.values()
             ]
+        case LotTermsOf():
+            return _lots(core, question, now_us)
         case PricesOf():
             return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
         case WhyOf():
@@ -292,6 +297,12 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         packages=package_answers.of_account(core, account.account_id, now_us) if lots and core.book.packages else (),
         invoices=tuple(invoices.unpaid(core, account.account_id)),
     )
+
+
+def _lots(core: Core, asked: LotTermsOf, now_us: int) -> list[LotView]:
+    found = ((ledgers.with_lot(core.book, lot_id), lot_id) for lot_id in asked.lot_ids)
+    lots = [ledger.lots[lot_id] for ledger, lot_id in found if ledger is not None]
+    return [_lot(lot_balance(lot, now_us=now_us)) for lot in lots if lot.account_id == asked.account_id]
 
 
 def _lot(lot: LotBalance) -> LotView:

@@ -22,6 +22,7 @@ from fabric.gate.views import (
     CallerView,
     JobView,
     LeaseView,
+    LotView,
     ModelView,
     NodeView,
     OpenUsageView,
@@ -150,7 +151,16 @@ class BookedOf(Paged, frozen=True, kw_only=True, tag="booked"):
 
 class BookedPage(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[Booked, ...]
+    size: int = 0
+    """Of the journal that it is about."""
     following: BookedOf | None = None
+
+
+class LotTermsOf(Question, frozen=True, kw_only=True, tag="lot_terms"):
+    """→ list[LotView]: the account's lots of these names, whatever is left of them; forgotten ones are left out"""
+
+    account_id: AccountId
+    lot_ids: tuple[str, ...]
 
 
 class ReceiptsOf(Paged, frozen=True, kw_only=True, tag="receipts"):
@@ -326,6 +336,7 @@ AnyQuestion = (
     | ReceiptsOf
     | CheckpointOf
     | BlobsOf
+    | LotTermsOf
     | QuoteOf
     | KeyOf
     | KeysOf
@@ -362,6 +373,7 @@ AnyAnswer = (
     | WhyView
     | Prices
     | list[BlobUse]
+    | list[LotView]
     | list[JobView]
     | list[BalanceView]
     | list[KeyView]

@@ -192,7 +192,7 @@ class Auditor:
         booked = await aside(_booked, asked.account_id, entries)
         more = len(entries) >= asked.limit
         return BookedPage(
-            entries=booked, following=replace(asked, size=size, after=(entries[-1].seq,)) if more else None
+            entries=booked, size=size, following=replace(asked, size=size, after=(entries[-1].seq,)) if more else None
         )
 
     async def receipts(self, asked: ReceiptsOf) -> ReceiptsPage:

@@ -1,6 +1,7 @@
 """What an account has, as of a time. Reading changes nothing, and filters by time what has not been swept yet."""
 
 from fabric.ledger.accounts import Account
+from fabric.ledger.lots import Lot
 from fabric.ledger.outcomes import Balance, LotBalance
 from fabric.ledger.scopes import Use
 from fabric.ledger.state import Ledger
@@ -39,19 +40,21 @@ def balance(ledger: Ledger, account: Account, *, now_us: int) -> Balance:
         credit_free_uhs=account.credit_free_uhs,
         receivable_microcny=account.receivable_microcny,
         invoiced_uhs=account.invoiced_uhs,
-        lots=tuple(
-            LotBalance(
-                lot_id=lot.lot_id,
-                origin=lot.terms.origin.value,
-                tier=lot.terms.tier,
-                scope=lot.terms.scope.text,
-                granted_uhs=lot.granted_uhs,
-                free_uhs=lot.free_uhs if lot.alive(now_us) else 0,
-                held_uhs=lot.held_uhs,
-                effective_at_us=lot.effective_at_us,
-                expires_at_us=lot.expires_at_us,
-                price_microcny=lot.terms.price_microcny,
-            )
-            for lot in lots
-        ),
+        lots=tuple(lot_balance(lot, now_us=now_us) for lot in lots),
+    )
+
+
+def lot_balance(lot: Lot, *, now_us: int) -> LotBalance:
+    """One lot, whatever is left of it."""
+    return LotBalance(
+        lot_id=lot.lot_id,
+        origin=lot.terms.origin.value,
+        tier=lot.terms.tier,
+        scope=lot.terms.scope.text,
+        granted_uhs=lot.granted_uhs,
+        free_uhs=lot.free_uhs if lot.alive(now_us) else 0,
+        held_uhs=lot.held_uhs,
+        effective_at_us=lot.effective_at_us,
+        expires_at_us=lot.expires_at_us,
+        price_microcny=lot.terms.price_microcny,
     )

@@ -1017,6 +1017,18 @@ class ExportRequest(_message.Message):
     since_size: int
     def __init__(self, since_size: _Optional[int] = ...) -> None: ...
 
+class ExportFocusRequest(_message.Message):
+    __slots__ = ("dataset", "format", "from_us", "until_us")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FROM_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    format: str
+    from_us: int
+    until_us: int
+    def __init__(self, dataset: _Optional[str] = ..., format: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
 class LogCheckpointRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

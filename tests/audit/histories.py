@@ -191,7 +191,7 @@ def _void(found, dice):
                 account_id=lot.account_id,
                 lot_id=lot.lot_id,
                 reason="mistake",
-                amount_uhs=dice.randrange(lot.free_uhs) + 1,
+                amount_uhs=dice.choice((None, dice.randrange(lot.free_uhs) + 1)),
             )
         )
 

@@ -8,6 +8,7 @@ import pytest
 from fabric.cli.moments import parse_moment
 from fabric.client.client import facts_of
 from fabric.errors import InsufficientTokens, InvalidRequest
+from fabric.focus.rules import check_file
 from fabric.gate.events import Grant, LeaseStarted
 from fabric.ledger.scopes import Scope
 from fabric.sdk.answers import Cost
@@ -156,3 +157,20 @@ def test_usage_of_a_time_counts_what_was_booked_in_it_and_what_has_no_record(hou
     assert (row.booked_uhs, row.charged_uhs, row.ended, row.lease_id) == (70, 70, "running", "own:acme:h")
     assert fabric.usage() == [], "without a time it is records, each with all of its charge"
     assert fabric.usage(until=begin) == []
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_costs_are_exported_in_focus_and_pass_its_rules(house, tmp_path, form):
+    client = house.client()
+    client.call(pb.BuyBundleRequest(request_id="r", bundle="edge"), pb.Accepted)
+    house.fabric().submit(len, "x", tokens=1).result(timeout=20)
+    for dataset, least in (("CostAndUsage", 3), ("ContractCommitment", 2)):
+        path = tmp_path / f"{dataset}.{form}"
+        path.write_bytes(client.fetch(pb.ExportFocusRequest(dataset=dataset, format=form)))
+        assert list(check_file(path)) == []
+        assert len(path.read_text().splitlines()) >= least
+    later = pb.ExportFocusRequest(from_us=house.port.clock.now_us() + DAY_US)
+    assert client.fetch(later).count(b"\r\n") == 1, "the header alone"
+    for wrong in (pb.ExportFocusRequest(dataset="Costs"), pb.ExportFocusRequest(format="xlsx")):
+        with pytest.raises(InvalidRequest, match="choose of"):
+            client.fetch(wrong)

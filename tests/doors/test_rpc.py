@@ -86,6 +86,7 @@ EVERY_REQUEST = [
     pb.PricesRequest(),
     pb.ReceiptsRequest(job_id="JOB"),
     pb.ExportRequest(),
+    pb.ExportFocusRequest(),
     pb.LogCheckpointRequest(),
     pb.AuthorizeRequest(request_id="r", hold_id="h", amount_uhs=1, ttl_us=1_000_000),
     pb.UpdateHoldRequest(hold_id="HOLD", seq=1, used_uhs=1),
