@@ -61,6 +61,10 @@ class Dunning(msgspec.Struct, frozen=True, kw_only=True):
     """After it was due, each later than the one before: its account is reminded."""
     stop_days: int | None = None
     """After it was due: nothing more is held on credit until it is paid. None = never."""
+    park_days: int | None = None
+    """After it was due: its account is suspended, and what runs is saved and parked, until it is paid. None = never."""
+    close_days: int | None = None
+    """After it was due: its account is closed, and what is left of its tokens is forfeited. None = never."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

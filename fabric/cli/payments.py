@@ -214,4 +214,5 @@ _INVOICE_COLUMNS: Final[dict[str, Any]] = {
     "unpaid CNY": lambda each: format_cny(each.unpaid_microcny),
     "due": lambda each: moment(each.due_at_us) if each.HasField("due_at_us") else "",
     "credit stopped": lambda each: moment(each.stopped_at_us) if each.HasField("stopped_at_us") else "",
+    "next": lambda each: f"{each.next_step} {moment(each.next_at_us)}" if each.next_step else "",
 }

@@ -17,7 +17,6 @@ from fabric.charging.catalogue import (
     Bundle,
     Component,
     Cycle,
-    Dunning,
     Mode,
     Overflow,
     Plan,
@@ -25,6 +24,7 @@ from fabric.charging.catalogue import (
     Subscription,
 )
 from fabric.charging.tariffs import HOURS_A_DAY, Weight
+from fabric.config.dunning_section import DunningSection
 from fabric.config.package_sections import LlmAsset, SomeLlmTokens
 from fabric.config.sections import Name, Section
 from fabric.config.serving import MODEL_PATTERN, RateSection
@@ -222,21 +222,6 @@ class RestrictionSection(Section):
             accelerators=self.accelerators,
             models=self.models,
             operators=self.operators,
-        )
-
-
-class DunningSection(Section):
-    """What becomes of invoices that aren't paid, in days."""
-
-    due_days: Annotated[int, Field(ge=0, le=365)]
-    remind_days: tuple[Annotated[int, Field(ge=0, le=365)], ...] = ()
-    """After they were due."""
-    stop_days: Annotated[int, Field(ge=0, le=365)] | None = None
-    """After they were due: nothing more is held on credit."""
-
-    def built(self) -> Dunning:
-        return Dunning(
-            due_days=self.due_days, remind_days=tuple(sorted(set(self.remind_days))), stop_days=self.stop_days
         )
 
 

@@ -7,15 +7,14 @@ forfeited, as it becomes free; what was used and what is owed stays in the books
 
 from typing import Final
 
-from fabric.gate import jobs, organisations, paybacks, refusals, standing
+from fabric.gate import account_steps, organisations, paybacks, refusals, standing
 from fabric.gate.account_events import CloseAccount, ResumeAccount, SuspendAccount
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
-from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.organisation_state import Standing
 from fabric.gate.payment_events import RefundPayment
 from fabric.gate.payments import TAKING
-from fabric.gate.state import Account, Job
+from fabric.gate.state import Account
 from fabric.gate.treasury import REASON_MAX
 from fabric.ledger import funding
 from fabric.ledger import paybacks as going_back
@@ -36,10 +35,7 @@ def suspend(core: Core, event: SuspendAccount) -> Outcome:
     if refusal := _bad_reason(event.reason):
         return refusal
     for account in meant:
-        account.standing, account.standing_why = Standing.SUSPENDED, event.reason
-        for job in tuple(core.jobs_of.get(account.account_id, ())):
-            if job.state not in TERMINAL:
-                _suspend(core, job)
+        account_steps.suspend(core, account, event.reason)
     return Accepted(facts={"accounts": len(meant)})
 
 
@@ -49,8 +45,7 @@ def resume(core: Core, event: ResumeAccount) -> Outcome:
     if isinstance(meant, Refusal):
         return meant
     for account in meant:
-        account.standing, account.standing_why = Standing.OPEN, ""
-        _unsuspend(core, account.account_id)
+        account_steps.resume(core, account)
     return Accepted(facts={"accounts": len(meant)})
 
 
@@ -67,18 +62,7 @@ def close(core: Core, event: CloseAccount) -> Outcome:
     if refusal := _bad_reason(event.reason):
         return refusal
     for account in meant:
-        account.standing, account.standing_why = Standing.CLOSING, event.reason
-        account.refunds = event.balance == REFUND
-        core.state.closing[account.account_id] = None
-        for record in core.subscribed_by.get(account.account_id, ()):
-            record.ending = True
-            record.ahead.clear()
-        rule = core.state.till.auto.get(account.account_id)
-        if rule is not None:
-            rule.on = False
-        for job in tuple(core.jobs_of.get(account.account_id, ())):
-            if job.state not in TERMINAL:
-                jobs.cancel_job(core, job, save=True, at_once=False)
+        account_steps.begin_to_close(core, account, event.reason, refunds=event.balance == REFUND)
     follow(core)
     return Accepted(facts={"accounts": len(meant)})
 
@@ -148,20 +132,3 @@ def _bad_reason(reason: str) -> Refusal | None:
         f"say why, in 1 to {REASON_MAX} characters: the customer is told, and it is kept for ever",
         code="invalid_reason",
     )
-
-
-def _suspend(core: Core, job: Job) -> None:
-    """It saves and waits for its account; one that wouldn't go on by itself anyway keeps its reason."""
-    leaves = job.stopping_for is not None and AFTER_STOP[job.stopping_for] is not Trigger.REQUEUE
-    if not leaves and job.state is not JobState.PARKED:
-        jobs.pause_job(core, job, StopReason.SUSPENDED)
-
-
-def _unsuspend(core: Core, account_id: AccountId) -> None:
-    """Those of the account that were suspended go on, or will as soon as they have saved."""
-    for job in core.jobs_of.get(account_id, ()):
-        if job.stopping_for is StopReason.SUSPENDED or (
-            job.state is JobState.PARKED and job.reason == StopReason.SUSPENDED
-        ):
-            job.resume_asked = True
-    core.freed[account_id] = None

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final
 
 from fabric.charging.catalogue import Catalogue, Plan
-from fabric.charging.dunning import Step, next_step
+from fabric.charging.dunning import CLOSE, PARK, STOP, Step, next_step
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
@@ -300,11 +300,12 @@ class Core:
 
     def dunning_step(self, account_id: str, invoice: Invoice) -> Step | None:
         """What is to be done next about an invoice that isn't paid."""
+        taken = {STOP: invoice.stopped_at_us, PARK: invoice.parked_at_us, CLOSE: invoice.closed_at_us}
         return next_step(
             self.plan_of(AccountId(account_id)).dunning,
             issued_at_us=invoice.issued_at_us,
             reminded=invoice.reminded,
-            is_stopped=invoice.stopped_at_us is not None,
+            done=frozenset(what for what, at_us in taken.items() if at_us is not None),
         )
 
     def note_dunning(self) -> None:

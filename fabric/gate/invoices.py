@@ -1,18 +1,21 @@
 """Invoices of postpaid accounts: paid, the oldest first; corrected by credit notes; and what becomes of those that aren't paid.
 
 By its plan's terms an account is reminded of an overdue invoice, and then nothing more is held on credit: what it has bought it
-may still use, and what runs on credit runs until its hold is used up. What is paid or credited lifts that. Each step has its date.
+may still use, and what runs on credit runs until its hold is used up. Then it is suspended, and what runs saves and is parked. What is
+paid or credited lifts both, and all goes on. In the end it is closed, for good; what it owes stays. Each step has its date.
 """
 
 from collections.abc import Iterator
 
 from fabric.charging import dunning
-from fabric.gate import notices, refusals
+from fabric.gate import account_steps, notices, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import RecordPayment
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.invoice_events import CreditInvoice
-from fabric.gate.views import InvoiceView
+from fabric.gate.invoice_views import InvoiceView
+from fabric.gate.organisation_state import Standing
+from fabric.gate.state import Account as Holder
 from fabric.ledger import Refused
 from fabric.ledger.accounts import Account, Invoice
 from fabric.ledger.funding import FEN_MICROCNY
@@ -103,6 +106,7 @@ def unpaid(core: Core, account_id: AccountId) -> Iterator[InvoiceView]:
     terms = core.plan_of(account_id).dunning
     for each in core.book.accounts[account_id].invoices:
         is_due = terms is not None and each.issued_at_us
+        step = core.dunning_step(account_id, each)
         yield InvoiceView(
             invoice_id=each.invoice_id,
             number=each.number,
@@ -112,6 +116,9 @@ def unpaid(core: Core, account_id: AccountId) -> Iterator[InvoiceView]:
             due_at_us=dunning.due_us(terms, issued_at_us=each.issued_at_us) if is_due and terms is not None else None,
             reminded=each.reminded,
             stopped_at_us=each.stopped_at_us,
+            parked_at_us=each.parked_at_us,
+            next_step=step.what if step else "",
+            next_at_us=step.at_us if step else None,
         )
 
 
@@ -121,11 +128,40 @@ def _take(core: Core, account_id: AccountId, account: Account, invoice: Invoice,
         invoice.reminded += 1
         notices.tell(core, account_id, "invoice_overdue", invoice.invoice_id, text)
         return
-    invoice.stopped_at_us = step.at_us
-    if account.credit_stopped_at_us is None:
-        account.credit_stopped_at_us = step.at_us
-        text = f"{text}: nothing more is held on credit until they are paid"
-        notices.tell(core, account_id, "credit_stopped", invoice.invoice_id, text, operator=True)
+    known = core.state.accounts[account_id]
+    if step.what == dunning.PARK:
+        _park(core, known, invoice, step, text)
+    elif step.what == dunning.CLOSE:
+        _close(core, known, invoice, step, text)
+    else:
+        invoice.stopped_at_us = step.at_us
+        if account.credit_stopped_at_us is None:
+            account.credit_stopped_at_us = step.at_us
+            text = f"{text}: nothing more is held on credit until they are paid"
+            notices.tell(core, account_id, "credit_stopped", invoice.invoice_id, text, operator=True)
+
+
+def _park(core: Core, account: Holder, invoice: Invoice, step: dunning.Step, text: str) -> None:
+    """Suspend it, but for one that isn't open, or is the operator's own."""
+    invoice.parked_at_us = step.at_us
+    if account.standing is not Standing.OPEN or _is_operators(core, account):
+        return
+    account_steps.suspend(core, account, f"{text} (invoice {invoice.invoice_id})", dunned=True)
+    text = f"{text}: the account is suspended, and what runs saves and is parked until they are paid"
+    notices.tell(core, account.account_id, "account_suspended", invoice.invoice_id, text, operator=True)
+
+
+def _close(core: Core, account: Holder, invoice: Invoice, step: dunning.Step, text: str) -> None:
+    """Close it for good; what is left of its tokens is forfeited, and what it owes stays."""
+    invoice.closed_at_us = step.at_us
+    if account.standing in {Standing.CLOSING, Standing.CLOSED} or _is_operators(core, account):
+        return
+    account_steps.begin_to_close(core, account, f"{text} (invoice {invoice.invoice_id})", refunds=False)
+    notices.tell(core, account.account_id, "account_closed", invoice.invoice_id, f"{text}: closed", operator=True)
+
+
+def _is_operators(core: Core, account: Holder) -> bool:
+    return any(key.operator for key in core.keys_of.get(account.account_id, ()))
 
 
 def lift(core: Core, account: Account) -> None:
@@ -133,6 +169,11 @@ def lift(core: Core, account: Account) -> None:
     if account.credit_stopped_at_us is not None and all(each.stopped_at_us is None for each in account.invoices):
         account.credit_stopped_at_us = None
         notices.tell(core, AccountId(account.account_id), "credit_restored", "", "nothing is overdue any more")
+    known = core.state.accounts[AccountId(account.account_id)]
+    if known.dunned and all(each.parked_at_us is None for each in account.invoices):
+        account_steps.resume(core, known)
+        text = "paid: the account is open again, and what was parked goes on"
+        notices.tell(core, known.account_id, "account_resumed", "", text, operator=True)
     core.note_dunning()
 
 

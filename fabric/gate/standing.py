@@ -17,6 +17,12 @@ def barred(core: Core, account_id: AccountId) -> Refusal | None:
 
 def why(account: Account) -> Refusal:
     """The same of one that isn't open."""
+    if account.standing is Standing.SUSPENDED and account.dunned:
+        return refusals.forbidden(
+            f"account {account.account_id} is suspended ({account.standing_why}): its jobs are saved and wait, and all goes on"
+            " when its invoices are paid (fabric balance lists them)",
+            code="account_suspended",
+        )
     if account.standing is Standing.SUSPENDED:
         return refusals.forbidden(
             f"account {account.account_id} is suspended ({account.standing_why}): its jobs are saved and wait, and it can still"

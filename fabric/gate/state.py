@@ -56,6 +56,8 @@ class Account:
     """Whose wallet it is; None = it is an organisation of its own, of which nothing else is known."""
     standing: Standing = Standing.OPEN
     standing_why: str = ""
+    dunned: bool = False
+    """Suspended by its plan's terms, for an invoice that isn't paid: paid, it is open again by itself."""
     refunds: bool = False
     """Of one that closes: what is left of its balance is paid back, and not forfeited."""
     outages: int = 0

@@ -6,6 +6,7 @@ import msgspec
 
 from fabric.charging.rates import Rate
 from fabric.gate.instructions import Share
+from fabric.gate.invoice_views import InvoiceView
 from fabric.gate.limit_views import LimitView
 from fabric.gate.package_views import PackageRoom, PackageView
 from fabric.gate.serving_events import CallUsed
@@ -163,21 +164,6 @@ class UnitsView(msgspec.Struct, frozen=True, kw_only=True):
     asset: str
     amount: int
     expires_at_us: int
-
-
-class InvoiceView(msgspec.Struct, frozen=True, kw_only=True):
-    """An invoice that isn't paid in full."""
-
-    invoice_id: str
-    number: int
-    price_microcny: int
-    unpaid_microcny: int
-    issued_at_us: int
-    due_at_us: int | None
-    """None = its plan says nothing."""
-    reminded: int
-    stopped_at_us: int | None
-    """Since when nothing more is held on credit because of it."""
 
 
 class BalanceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,6 +48,10 @@ class Invoice(msgspec.Struct, kw_only=True, gc=False):
     """How often its account was reminded of it."""
     stopped_at_us: int | None = None
     """Since when its account has no credit because of it."""
+    parked_at_us: int | None = None
+    """Since when its account is suspended because of it."""
+    closed_at_us: int | None = None
+    """When its account was closed because of it."""
 
     @property
     def unpaid_microcny(self) -> int:

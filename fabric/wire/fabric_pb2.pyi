@@ -794,7 +794,7 @@ class PackageLot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ..., used: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ..., worth_uhs: _Optional[int] = ...) -> None: ...
 
 class Invoice(_message.Message):
-    __slots__ = ("invoice_id", "number", "price_microcny", "unpaid_microcny", "issued_at_us", "due_at_us", "reminded", "stopped_at_us")
+    __slots__ = ("invoice_id", "number", "price_microcny", "unpaid_microcny", "issued_at_us", "due_at_us", "reminded", "stopped_at_us", "parked_at_us", "next_step", "next_at_us")
     INVOICE_ID_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     PRICE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
@@ -803,6 +803,9 @@ class Invoice(_message.Message):
     DUE_AT_US_FIELD_NUMBER: _ClassVar[int]
     REMINDED_FIELD_NUMBER: _ClassVar[int]
     STOPPED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    PARKED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AT_US_FIELD_NUMBER: _ClassVar[int]
     invoice_id: str
     number: int
     price_microcny: int
@@ -811,7 +814,10 @@ class Invoice(_message.Message):
     due_at_us: int
     reminded: int
     stopped_at_us: int
-    def __init__(self, invoice_id: _Optional[str] = ..., number: _Optional[int] = ..., price_microcny: _Optional[int] = ..., unpaid_microcny: _Optional[int] = ..., issued_at_us: _Optional[int] = ..., due_at_us: _Optional[int] = ..., reminded: _Optional[int] = ..., stopped_at_us: _Optional[int] = ...) -> None: ...
+    parked_at_us: int
+    next_step: str
+    next_at_us: int
+    def __init__(self, invoice_id: _Optional[str] = ..., number: _Optional[int] = ..., price_microcny: _Optional[int] = ..., unpaid_microcny: _Optional[int] = ..., issued_at_us: _Optional[int] = ..., due_at_us: _Optional[int] = ..., reminded: _Optional[int] = ..., stopped_at_us: _Optional[int] = ..., parked_at_us: _Optional[int] = ..., next_step: _Optional[str] = ..., next_at_us: _Optional[int] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")

@@ -5,28 +5,51 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabric.charging import dunning
 from fabric.charging.catalogue import Dunning
+from fabric.config.dunning_section import DunningSection
 from fabric.gate import Gate, derived
-from fabric.gate.account_events import OpenAccount
-from fabric.gate.events import ClosePeriod, RecordPayment, Tick
+from fabric.gate.account_events import CreateKey, OpenAccount, ResumeAccount, SuspendAccount
+from fabric.gate.events import (
+    ClosePeriod,
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseStarted,
+    NodeUp,
+    Pool,
+    RecordPayment,
+    Submit,
+    Tick,
+    TopUp,
+)
 from fabric.gate.invoice_events import CreditInvoice
 from fabric.gate.payment_events import PaymentState, PaymentTold, Said, SettleSuspense
 from fabric.gate.questions import BalanceOf, NoticesOf
 from fabric.gate.serving_events import Authorize, SettleHold
 from tests.gate.tills import HOUR, USE
-from tests.gate.world import CATALOGUE, CONFIGURE, DAY, T0, S
+from tests.gate.world import CATALOGUE, CONFIGURE, DAY, T0, S, spec
 
 TERMS = Dunning(due_days=10, remind_days=(0, 5), stop_days=7)
 PLANS = tuple(msgspec.structs.replace(plan, dunning=TERMS) if plan.name == "post" else plan for plan in CATALOGUE.plans)
 POSTPAID = msgspec.structs.replace(CONFIGURE, catalogue=msgspec.structs.replace(CATALOGUE, plans=PLANS))
 
 
+def on(terms):
+    """The prices, with these terms of the postpaid plan."""
+    plans = tuple(
+        msgspec.structs.replace(plan, dunning=terms) if plan.name == "post" else plan for plan in CATALOGUE.plans
+    )
+    return msgspec.structs.replace(CONFIGURE, catalogue=msgspec.structs.replace(CATALOGUE, plans=plans))
+
+
 class Books:
     """Dan's, on credit of 2,000 s at 0.4 CNY an hour; restored after every event."""
 
-    def __init__(self):
+    def __init__(self, prices=POSTPAID):
         self.gate, self.now, self.made, self.money = Gate(), T0, 0, {}
-        self.do(POSTPAID)
+        self.asked = []
+        self.do(prices)
         self.do(OpenAccount(account_id="dan", name="", plan="post"))
 
     def do(self, event):
@@ -35,6 +58,7 @@ class Books:
         assert restored.handle(event, self.now) == decision
         derived.assert_same(self.gate._core, restored._core)
         self.gate.check()
+        self.asked += [type(each).__name__ for each in decision.instructions]
         for transfer in decision.transfers:
             for leg in transfer.postings:
                 if leg.asset == "CNY":
@@ -116,6 +140,123 @@ def test_an_overdue_invoice_is_reminded_of_then_nothing_more_is_held_on_credit(b
     assert not hasattr(books.use(10), "code")
 
 
+STRICT = Dunning(due_days=1, remind_days=(0,), stop_days=1, park_days=2, close_days=30)
+
+
+@pytest.fixture
+def strict():
+    """With a job that runs when its account is parked, three days after the invoice."""
+    books = Books(on(STRICT))
+    books.do(NodeUp(node_id="n", accelerator="H100", devices=4, pool=Pool.SPOT))
+    books.do(TopUp(account_id="dan", amount_uhs=900 * S, request_id="paid ahead"))
+    books.use(1_000)
+    books.close("one")
+    books.now += 3 * DAY - 30 * S
+    books.do(TopUp(account_id="dan", amount_uhs=900 * S, request_id="more"))
+    books.do(Submit(job_id="j", account_id="dan", spec=spec(), request_id="j"))
+    books.do(LeaseStarted(lease_id="j.1"))
+    return books
+
+
+def job(books):
+    found = books.gate.state.jobs["j"]
+    return f"{found.state} {found.reason}".strip()
+
+
+def saved(books):
+    """Its job has saved and is off its devices."""
+    books.now += 5 * S
+    books.do(LeaseFinished(lease_id="j.1", outcome=LeaseOutcome.SAVED))
+    books.do(LeaseRemoved(lease_id="j.1"))
+
+
+def test_an_overdue_account_is_parked_with_a_checkpoint_and_goes_on_when_it_has_paid(strict):
+    assert job(strict) == "running"
+    assert strict.balance().invoices[0].next_step == "park"
+    strict.now += 40 * S
+    strict.do(Tick())
+    (invoice,) = strict.balance().invoices
+    assert (invoice.parked_at_us, invoice.next_step) == (T0 + 3 * DAY, "close"), "dated when it fell due"
+    assert invoice.next_at_us == T0 + 31 * DAY
+    assert strict.heard()[-1] == "account_suspended"
+    assert strict.asked[-1] == "StopLease", "it is asked to save, not killed"
+    saved(strict)
+    assert job(strict) == "parked suspended"
+    assert strict.do(Submit(job_id="k", account_id="dan", spec=spec(), request_id="k")).code == "account_suspended"
+    owed = strict.balance().receivable_microcny
+    strict.pay(owed - 1)
+    assert job(strict) == "parked suspended", "all of it has to be paid"
+    strict.pay(1)
+    assert strict.heard()[-1] == "account_resumed"
+    assert job(strict) == "starting"
+    assert strict.asked[-1] == "StartLease"
+    assert strict.after(60).gate.state.accounts["dan"].standing == "open"
+
+
+def test_a_credit_note_opens_a_parked_account_too(strict):
+    strict.after(1)
+    (invoice,) = strict.balance().invoices
+    strict.credit(invoice.invoice_id, invoice.unpaid_microcny)
+    assert strict.gate.state.accounts["dan"].standing == "open"
+
+
+def test_an_unpaid_account_is_closed_in_the_end_and_its_debt_stays(strict):
+    strict.after(1)
+    saved(strict)
+    owed, free = strict.balance().receivable_microcny, strict.balance().free_uhs
+    assert owed
+    assert free
+    strict.after(29)
+    assert strict.gate.state.accounts["dan"].standing == "closed"
+    assert strict.heard()[-1] == "account_closed"
+    assert job(strict).startswith("cancelled")
+    assert (strict.balance().receivable_microcny, strict.balance().free_uhs) == (owed, 0)
+    assert strict.balance().invoices[0].next_step == ""
+    before = strict.heard()
+    assert strict.after(90).heard() == before, "once"
+    strict.pay(owed)
+    assert strict.gate.state.accounts["dan"].standing == "closed", "for good"
+
+
+@pytest.mark.parametrize("by_hand", ["suspended before", "suspended after", "opened"])
+def test_what_an_operator_says_by_hand_counts_more_than_the_plans_terms(strict, by_hand):
+    suspend = SuspendAccount(account_id="dan", reason="fraud")
+    if by_hand == "suspended before":
+        strict.do(suspend)
+    strict.after(1)
+    strict.do({"opened": ResumeAccount(account_id="dan")}.get(by_hand, suspend))
+    strict.do(Tick())
+    expected = "open" if by_hand == "opened" else "suspended"
+    assert strict.gate.state.accounts["dan"].standing == expected
+    strict.pay(strict.balance().receivable_microcny)
+    assert strict.gate.state.accounts["dan"].standing == expected, "paying lifts only what not paying did"
+
+
+def test_the_operators_own_account_is_not_parked_or_closed(strict):
+    strict.do(CreateKey(key_id="k", account_id="dan", secret_sha256="", operator=True))
+    strict.after(90)
+    assert strict.gate.state.accounts["dan"].standing == "open"
+
+
+@given(st.lists(st.sampled_from([*dunning._ORDER, None]), max_size=3), st.permutations((0, 1, 2, 3)))
+def test_steps_come_in_the_order_of_their_dates_and_each_once(missing, days):
+    dates = dict(zip(dunning._ORDER, days, strict=True)) | dict.fromkeys(missing)
+    terms = Dunning(
+        due_days=2,
+        remind_days=() if dates["remind"] is None else (dates["remind"],),
+        **{f"{what}_days": dates[what] for what in ("stop", "park", "close")},
+    )
+    taken, reminded, done = [], 0, frozenset()
+    while (step := dunning.next_step(terms, issued_at_us=T0, reminded=reminded, done=done)) is not None:
+        taken.append(step)
+        reminded += step.what == "remind"
+        done |= {step.what} - {"remind"}
+    assert [each.at_us for each in taken] == sorted(each.at_us for each in taken)
+    assert len({each.what for each in taken}) == len(taken)
+    assert all(each.at_us >= T0 + 2 * DAY for each in taken)
+    assert "close" not in {each.what for each in taken[:-1]}, "nothing follows it"
+
+
 def test_a_credit_note_names_its_invoice_and_lifts_what_it_led_to(books):
     books.use(700)
     books.close("one")
@@ -192,3 +333,11 @@ def test_whatever_happens_money_agrees_and_an_overdue_account_has_no_credit(deed
         assert [each.number for each in now.invoices] == sorted({each.number for each in now.invoices})
         if overdue:
             assert account.credit_free_uhs == 0
+
+
+@pytest.mark.parametrize("steps", [(3, 2, 9), (1, 9, 2), (5, None, 4)])
+def test_a_plans_steps_are_in_the_order_of_their_severity(steps):
+    stop, park, close = steps
+    with pytest.raises(ValueError, match="stop_days <= park_days <= close_days"):
+        DunningSection(due_days=1, stop_days=stop, park_days=park, close_days=close)
+    assert DunningSection(due_days=1, park_days=2).built().park_days == 2
