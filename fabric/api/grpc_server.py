@@ -22,6 +22,7 @@ from fabric.api import (
     job_calls,
     limit_calls,
     money_calls,
+    notice_calls,
     operator_calls,
     organisation_calls,
     payment_calls,
@@ -193,6 +194,13 @@ CALLS: Final[dict[str, Call]] = {
     "SettleSuspense": Call(payment_calls.settle_suspense, _OPERATOR),
     "ReconcilePayments": Call(payment_calls.reconcile_payments, _OPERATOR),
     "PaymentNotice": Call(payment_calls.payment_notice, frozenset((KeyScope.GATEWAY,)), gateways=True),
+    "AddEndpoint": Call(notice_calls.add_endpoint, _for(KeyScope.KEYS)),
+    "ListEndpoints": Call(notice_calls.list_endpoints, _for(KeyScope.KEYS, KeyScope.READ)),
+    "RemoveEndpoint": Call(notice_calls.remove_endpoint, _for(KeyScope.KEYS)),
+    "RotateSecret": Call(notice_calls.rotate_secret, _for(KeyScope.KEYS)),
+    "TestEndpoint": Call(notice_calls.check_endpoint, _for(KeyScope.KEYS), weight=LOOKS_THROUGH),
+    "ListDeliveries": Call(notice_calls.list_deliveries, _for(KeyScope.KEYS, KeyScope.READ), weight=LOOKS_THROUGH),
+    "Redeliver": Call(notice_calls.redeliver, _for(KeyScope.KEYS), weight=LOOKS_THROUGH),
 }
 """Every call, what answers it, and which keys may ask for it. Which roles may is in `roles.ROLES`."""
 CALLS.update(

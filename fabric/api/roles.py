@@ -119,6 +119,13 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "SettleSuspense": _CASHIERS,
     "ReconcilePayments": _CASHIERS,
     "PaymentNotice": _GATEWAY,
+    "AddEndpoint": _WORKERS,
+    "ListEndpoints": _WORKERS | _of("support auditor"),
+    "RemoveEndpoint": _WORKERS,
+    "RotateSecret": _WORKERS,
+    "TestEndpoint": _WORKERS,
+    "ListDeliveries": _WORKERS | _of("support auditor"),
+    "Redeliver": _WORKERS,
 }
 """By call of the gRPC door."""
 WHEN_SUSPENDED: Final = frozenset(name for name, row in ROLES.items() if Role.READ_ONLY in row) | {

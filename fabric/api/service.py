@@ -15,6 +15,7 @@ from fabric.errors import NotFound
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.gate.views import BalanceView, JobView
+from fabric.notifications.desk import NoticeDesk
 from fabric.payments.by_hand import Operator, Sandbox
 from fabric.payments.desk import PaymentDesk
 from fabric.payments.port import Takers
@@ -33,6 +34,7 @@ class ApiService:
         sandbox_payments: bool = False,
         payments: Takers | None = None,
         batched: bool = True,
+        notices: NoticeDesk | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -42,6 +44,7 @@ class ApiService:
             clock: what keys expire by.
             sandbox_payments: as above.
             payments: who takes payments here; None = whoever stands for them where nobody does.
+            notices: where accounts' endpoints are kept; None = this door has none.
             batched: gather what arrives while the gate is busy into one call, where each call costs a hop.
         """
         self.port = port
@@ -80,6 +83,7 @@ class ApiService:
         by_hand = (Sandbox(), Operator(self.clock.now_us)) if sandbox_payments else (Operator(self.clock.now_us),)
         self.desk = PaymentDesk(port.decide, port.ask, payments or by_hand, now_us=self.clock.now_us)
         """Where payments are asked for, taken and refunded."""
+        self.notices = notices
         self.connections: Connections | None = None
         """Who is connected, once it stands open."""
 

@@ -19,6 +19,7 @@ from fabric.cli import (
     keys,
     models,
     money,
+    notices,
     operator,
     organisations,
     payments,
@@ -174,6 +175,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(organisations.org, name="org")
 app.add_typer(organisations.projects, name="projects")
 app.add_typer(organisations.members, name="members")
+app.add_typer(notices.app, name="notices")
 app.add_typer(audit.app, name="audit")
 app.add_typer(focus.app, name="focus")
 app.add_typer(calibrate.app, name="calibrate")

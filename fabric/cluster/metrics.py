@@ -55,6 +55,12 @@ class Metrics:
             "fabric_call_tokens_written_off", "Tokens that calls used and nothing covered.", tag_keys=_CALL_TAGS
         )
         self._open_usage = Gauge("fabric_open_usage", "Calls that could not be charged and wait for an operator.")
+        self._notices = {
+            "behind": Gauge("fabric_notices_behind", "Entries of the journal that nobody was told of yet."),
+            "waiting": Gauge("fabric_notices_waiting", "Notices that wait for being delivered."),
+            "failing": Gauge("fabric_notice_endpoints_failing", "Endpoints that nothing arrives at now."),
+            "ended": Gauge("fabric_notice_endpoints_ended", "Endpoints that answered 410 Gone."),
+        }
         self._served: dict[tuple[str, str], Served] = {}
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
@@ -98,6 +104,11 @@ class Metrics:
     def open_usage(self, count: int) -> None:
         """Calls that were used, and are neither charged nor written off: for an operator to close."""
         self._open_usage.set(count)
+
+    def notices(self, behind: int, waiting: int, failing: int, ended: int) -> None:
+        """How far those are who tell accounts of things."""
+        for name, count in (("behind", behind), ("waiting", waiting), ("failing", failing), ("ended", ended)):
+            self._notices[name].set(count)
 
     def leases(self, count: int) -> None:
         self._leases.set(count)

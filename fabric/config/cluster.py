@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fabric.config.files import read_sections
+from fabric.config.notices import NoticesConfig
 from fabric.config.payments import AlipayConfig, StripeConfig
 from fabric.config.scheduling import SchedulingSection
 from fabric.config.sections import (
@@ -298,6 +299,7 @@ class ClusterConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     scheduling: SchedulingSection = SchedulingSection()
     storage: StorageConfig = StorageConfig()
+    notices: NoticesConfig = NoticesConfig()
     serving: ServingConfig | None = None
     """Metered inference; None = none here."""
     free_tokens_for_everyone: bool = False

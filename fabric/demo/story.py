@@ -17,6 +17,7 @@ from fabric.client.limits import terms_of
 from fabric.client.profile import Profile
 from fabric.demo import tables
 from fabric.demo.tables import console, heading
+from fabric.demo.webhook import Listener
 from fabric.errors import InsufficientTokens
 from fabric.sdk import Fabric, Job, connect
 from fabric.units import format_cny
@@ -53,13 +54,15 @@ def tell(found: daemon.Running, *, steps: int) -> None:
     with closing(Client(profile)) as operator:
         heading(1, "An account, its own API key, and a Starter pack")
         key = _open_account(operator)
-        with connect(found.address, key, found.ca) as fabric:
+        with connect(found.address, key, found.ca) as fabric, Listener() as listener:
             paid = fabric.pay(STARTER_CT).wait(SETTLED_S)
             balance = fabric.balance()
             console.print(
                 f"   acme paid {format_cny(paid.price_microcny)} CNY for {paid.buys} at the {paid.document()['provider']}, the payment"
                 f" stand-in of this machine: {balance.free_ct} free, plan {balance.plan}"
             )
+
+            _have_told(fabric, listener)
 
             heading(2, "A quote before anything runs")
             console.print(tables.quoted(fabric, tokens=LIMIT_CT, accelerators="H100:1"))
@@ -72,6 +75,7 @@ def tell(found: daemon.Running, *, steps: int) -> None:
             heading(8, "The bill, and its proof")
             console.print(tables.statement(fabric))
             _verify(fabric, found)
+            _show_told(listener)
             if found.dashboard:
                 console.print(
                     f"   on Ray's dashboard ({found.dashboard} → Jobs, with the token in {found.ray_token}) each job shows its account and tokens"
@@ -120,6 +124,21 @@ def _train_and_serve(fabric: Fabric, operator: Client, found: daemon.Running, *,
     _ask(fabric, found, key=key)
     fabric.client.call(pb.BuyBundleRequest(request_id=new_request_id(), bundle=PACKAGE), pb.Accepted)
     _ask(fabric, found, key=key, package=True)
+
+
+def _have_told(fabric: Fabric, listener: Listener) -> None:
+    """Its own server is told what becomes of its jobs, and when its tokens run out."""
+    request = pb.AddEndpointRequest(request_id=new_request_id(), url=listener.url)
+    listener.secret = json.loads(fabric.client.call(request, pb.Document).json)["secret"]
+
+
+def _show_told(listener: Listener) -> None:
+    notices = listener.wait("job.ended", timeout_s=SETTLED_S)
+    kinds = sorted({notice["type"] for notice in notices})
+    (said, *_) = [notice["data"]["text"] for notice in notices if notice["type"] == "job.ended"]
+    console.print(
+        f"   meanwhile acme's own server heard by signed webhook of {', '.join(kinds)}: {len(notices)} notices, as of “{said}”"
+    )
 
 
 def _open_account(operator: Client) -> str:

@@ -1,5 +1,6 @@
 """All checks in order: the machine first, then what a cluster file needs beyond it."""
 
+import asyncio
 import datetime as dt
 import json
 import sys
@@ -30,6 +31,9 @@ from fabric.doctor.findings import Finding, Health, fail, ok, warn
 from fabric.doctor.witnesses import check_witnesses
 from fabric.errors import FabricError, InvalidConfig
 from fabric.gate.keys import GOOD_MAX
+from fabric.journal.place import InFiles
+from fabric.journal.process import place_of
+from fabric.notifications.store import Standing, file_of, open_store
 from fabric.server.wiring import open_journal_of, providers_of
 
 _MIB: Final = 2**20
@@ -78,13 +82,44 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
             findings.append(machine.check_disk(path.parent, name="journal.path"))
         case PostgresJournal(dsn=dsn):
             findings.append(dependencies.check_postgres(dsn.get_secret_value()))
-    findings += _look_at_rules(config)
+    findings += _look_at_rules(config) + _look_at_notices(config)
     findings += check_witnesses(config.witnesses, origin=config.name, signing_key=_signing_key(config))
     if isinstance(config.archive, DirectoryArchive):
         findings.append(machine.check_disk(config.archive.path, name="archive.path"))
     else:
         findings.append(dependencies.check_s3(config.archive))
     return findings + _look_at_ray(config.ray, dashboard=config.dashboard.port)
+
+
+def _look_at_notices(config: ClusterConfig) -> list[Finding]:
+    """Whether accounts are told what they are to hear of; nothing where nobody wants to be, and of a database, in which looking
+    would make tables: there metrics tell.
+    """
+    place = place_of(config)
+    if not isinstance(place, InFiles) or not file_of(place).exists():
+        return []
+    try:
+        standing, size = asyncio.run(_standing(place))
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from answering is the finding)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return [warn("notices", said, remedy="look at what the gate's log says of notices")]
+    if standing.followed is None:
+        return []
+    behind = size - standing.followed
+    said = f"{behind} entries behind, {standing.waiting} wait, {standing.failing} endpoints fail, {standing.ended} have ended"
+    if standing.failing or standing.ended:
+        remedy = "fabric notices ls --account ACCOUNT shows which: its owner mends it, or removes it"
+        return [warn("notices", said, remedy=remedy)]
+    return [ok("notices", said)]
+
+
+async def _standing(place: InFiles) -> tuple[Standing, int]:
+    store, journal = open_store(place), place.journal()
+    try:
+        return await store.standing(), (await journal.head()).size
+    finally:
+        await store.close()
+        await journal.close()
 
 
 def _look_at_serving(serving: ServingConfig, now: dt.datetime) -> list[Finding]:

@@ -39,8 +39,16 @@ def place_of(config: ClusterConfig) -> Place:
 class FollowerProcess:
     """Keeps a follower's process running. Whose event loop that is doesn't matter: it is waited for by looking."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, place: Place, *, module: str = "fabric.journal", said: bytes = b"") -> None:
+        """Nothing is started.
+
+        Args:
+            place: what it follows.
+            module: what runs in it.
+            said: what it is told, in a line of JSON; b"" = the place.
+        """
+        self._said = said or msgspec.json.encode(place)
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,18 +68,19 @@ class FollowerProcess:
                 self._stop()
                 lasted_s = time.monotonic() - began
                 failures = 0 if lasted_s > WELL_S else failures + 1
-                log.warning("follower_ended", code=self._process.returncode, lasted_s=round(lasted_s))
+                log.warning(
+                    "follower_ended", follower=self._module, code=self._process.returncode, lasted_s=round(lasted_s)
+                )
                 await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
         finally:
             self._stop()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fabric.journal"], stdin=subprocess.PIPE, start_new_session=True
-        )
+        command = [sys.executable, "-m", self._module]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - a module of ours
         assert process.stdin is not None
         with suppress(OSError):
-            process.stdin.write(msgspec.json.encode(self._place) + b"\n")
+            process.stdin.write(self._said + b"\n")
             process.stdin.flush()
         return process
 

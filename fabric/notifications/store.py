@@ -7,7 +7,8 @@ the one to whoever made it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from fabric.errors import Conflict, NotFound
 from fabric.journal.followers import Position
@@ -37,6 +38,19 @@ ENDPOINTS_MAX: Final = 10
 """Of one account."""
 KEPT_US: Final = 30 * 86_400_000_000
 """How long a notice can be looked up, and delivered again."""
+
+
+class Standing(NamedTuple):
+    """How it goes."""
+
+    followed: int | None
+    """Entries of the journal; None = nobody follows."""
+    waiting: int
+    """Deliveries."""
+    failing: int
+    """Endpoints that nothing arrives at."""
+    ended: int
+    """Endpoints that answered 410."""
 
 
 class NoticeStore:
@@ -293,14 +307,14 @@ class NoticeStore:
                 code="not_found",
             )
 
-    async def standing(self) -> tuple[int | None, int, int, int]:
-        """(entries that were followed, deliveries that wait, endpoints that fail, endpoints that have ended)."""
+    async def standing(self) -> Standing:
+        """How it goes."""
 
-        def script() -> Script[tuple[int | None, int, int, int]]:
+        def script() -> Script[Standing]:
             kept = kept_of((yield ASK_PROGRESS))
             rows = yield "SELECT COUNT(*) FROM {schema}.deliveries WHERE state = 'due'", ()
             endpoints = yield from endpoints_of(None)
-            return (
+            return Standing(
                 kept.position.seq if kept is not None else None,
                 rows[0][0],
                 sum(bool(each.failing_since_us and not each.ended) for each in endpoints),
@@ -313,10 +327,15 @@ class NoticeStore:
         await self._scripts.close()
 
 
+def file_of(place: InFiles) -> Path:
+    """Where it is, beside a journal in a file."""
+    return Path(f"{place.path}.notices")
+
+
 def open_store(place: Place) -> NoticeStore:
     """Beside a journal. Nothing is made before it is needed."""
     if isinstance(place, InFiles):
-        return NoticeStore(SqliteScripts(f"{place.path}.notices", MADE))
+        return NoticeStore(SqliteScripts(file_of(place), MADE))
     return NoticeStore(PostgresScripts(place.dsn, MADE, schema=f"{place.schema}_notices"))
 
 

@@ -25,6 +25,7 @@ from fabric.api.tls import TlsPems
 from fabric.clock import SteadyClock
 from fabric.config.cluster import ClusterConfig
 from fabric.server.actor import GateActor
+from fabric.server.notices import Notices
 from fabric.server.wiring import SOON_S, open_archive_of, providers_of
 from fabric.system.guarded import Guarded
 
@@ -58,6 +59,9 @@ class Gatehouse(GateActor):
         self._doors: dict[tuple[str, int], _Open] = {}
         self._opening = asyncio.Lock()
         self._coming_up: asyncio.Task[None] | None = None
+        self._notices = Notices(
+            self._config, size=lambda: self._writer.head.size, metrics=lambda: self._cluster.metrics
+        )
 
     async def open_door(self, terms: DoorTerms) -> int | None:
         """The port of a door on these terms, opened if it isn't; None if the gate runs on another node.
@@ -98,7 +102,7 @@ class Gatehouse(GateActor):
 
     async def differences(self, config: ClusterConfig) -> list[str]:
         """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
-        sections = ("name", "journal", "archive", "metering", "stripe", "alipay", "witnesses")
+        sections = ("name", "journal", "archive", "metering", "stripe", "alipay", "witnesses", "notices")
         return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
 
     async def close(self) -> None:
@@ -107,6 +111,11 @@ class Gatehouse(GateActor):
             for door in list(self._doors.values()):
                 await self._close(door)
         await super().close()
+        await self._notices.close()
+
+    async def _start(self) -> None:
+        await super()._start()
+        self._chores += self._notices.begin()
 
     async def _come_up(self) -> None:
         try:
@@ -122,6 +131,7 @@ class Gatehouse(GateActor):
             sandbox_payments=terms.sandbox_payments,
             payments=providers_of(self._config, now_us=SteadyClock().now_us),
             batched=False,
+            notices=self._notices.desk,
         )
         server = await serve(inside, tls=terms.tls, host=terms.host, port=terms.port)
         door = self._doors[terms.host, server.port] = _Open(replace(terms, port=server.port), server)

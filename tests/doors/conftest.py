@@ -54,6 +54,11 @@ from fabric.gate.questions import (
     StatementPage,
 )
 from fabric.gate.views import CHANGES_MAX, LogChunk
+from fabric.journal.followers import Position
+from fabric.notifications.desk import NoticeDesk
+from fabric.notifications.rows import MADE
+from fabric.notifications.scripts import SqliteScripts
+from fabric.notifications.store import NoticeStore
 from fabric.results import pack_error, pack_value
 from fabric.sdk import Fabric
 from fabric.storage.archive import DirectoryArchive, Kept, Stored
@@ -284,11 +289,16 @@ class House:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.port = self.run(self._make_port())
-        self.door = ApiService(self.port, clock=self.port.clock, **door)
+        self.notices = NoticeStore(SqliteScripts(tmp_path / "notices", MADE))
+        desk = NoticeDesk(self.notices, here=self._here, begun=lambda: None, now_us=self.port.clock.now_us)
+        self.door = ApiService(self.port, clock=self.port.clock, notices=desk, **door)
         self.server = self.run(serve(self.door, tls=self.tls.read()))
         self.address = self.server.address
         self._opened = []
         self.furnish()
+
+    async def _here(self):
+        return Position(0)
 
     async def _make_port(self):
         return StandInPort(self.folder)
@@ -334,6 +344,7 @@ class House:
         for opened in reversed(self._opened):
             opened.close()
         self.run(self.server.stop())
+        self.run(self.notices.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

@@ -73,6 +73,9 @@ def soiled(value):
     return f"{value}{HOSTILE}" if isinstance(value, str) else value
 
 
+ENDPOINT = {
+    "endpoint_id": "e", "url": "u", "kinds": ["k"], "made_at_us": 1, "secrets": 1, "failing_since_us": 0, "ended": "x",
+}  # fmt: skip
 DOCUMENTS = {
     "StatementRequest": Statement(
         account_id="a", from_us=0, until_us=None, opening=Balances(), closing=Balances(), from_size=0, from_root="",
@@ -99,6 +102,16 @@ DOCUMENTS = {
             suspense_id="s", provider="stripe", provider_ref="r", payment_id="p", account_id="a", amount=1, currency="CNY",
             why="other_amount", at_us=1, settled="", reason="",
         )
+    ],
+    "AddEndpointRequest": {"endpoint": ENDPOINT, "secret": "s"},
+    "ListEndpointsRequest": [ENDPOINT, {**ENDPOINT, "failing_since_us": 1, "ended": ""}],
+    "RotateSecretRequest": {"endpoint": ENDPOINT, "secret": "s"},
+    "TestEndpointRequest": {"notice_id": "n"},
+    "ListDeliveriesRequest": [
+        {
+            "notice_id": "n", "kind": "k", "subject": "s", "text": "t", "at_us": 1, "state": "due", "tries": 1,
+            "last_at_us": 1, "next_at_us": 1, "answer": "a",
+        }
     ],
 }  # fmt: skip
 

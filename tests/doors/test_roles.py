@@ -96,6 +96,15 @@ def test_what_a_role_may_ask_for_its_scopes_are_good_for():
 def test_a_key_of_nobodys_may_what_its_scopes_always_allowed():
     """Keys from before there were roles: any set of scopes, any call."""
     new = {"CreateProject", "CloseProject", "AddMember", "SetRole", "RemoveMember", "SetLimit"}
+    new |= {
+        "AddEndpoint",
+        "ListEndpoints",
+        "RemoveEndpoint",
+        "RotateSecret",
+        "TestEndpoint",
+        "ListDeliveries",
+        "Redeliver",
+    }
     for count in range(1, len(OF_CUSTOMERS) + 1):
         for scopes in itertools.combinations(sorted(OF_CUSTOMERS), count):
             role = of_scopes(scopes)

@@ -141,6 +141,13 @@ EVERY_REQUEST = [
     pb.ClosePeriodRequest(request_id="r", period="2027-01"),
     pb.ListOpenUsageRequest(),
     pb.CloseUsageRequest(request_id="r", account_id="acme", call_id="c", write_off=True),
+    pb.AddEndpointRequest(request_id="r", url="https://hooks.example/"),
+    pb.ListEndpointsRequest(),
+    pb.RemoveEndpointRequest(endpoint_id="ENDPOINT"),
+    pb.RotateSecretRequest(endpoint_id="ENDPOINT"),
+    pb.TestEndpointRequest(request_id="r", endpoint_id="ENDPOINT"),
+    pb.ListDeliveriesRequest(endpoint_id="ENDPOINT"),
+    pb.RedeliverRequest(endpoint_id="ENDPOINT", notice_id="n"),
 ]
 NAMES = {type(request).__name__.removesuffix("Request"): request for request in EVERY_REQUEST}
 
@@ -184,7 +191,7 @@ def test_a_call_that_changes_something_needs_a_request_id(house, request_):
     assert house.port.batches == []
 
 
-THINGS_OF_ANOTHER = ("JOB", "HOLD", "KEY", "PAYMENT")
+THINGS_OF_ANOTHER = ("JOB", "HOLD", "KEY", "PAYMENT", "ENDPOINT")
 NAMING = sorted(
     name
     for name, request in NAMES.items()
@@ -204,11 +211,18 @@ def test_what_belongs_to_another_is_answered_like_what_does_not_exist(house, nam
         pb.AuthorizeRequest(request_id="b", hold_id="slice", amount_uhs=UHS_PER_CT, ttl_us=60_000_000), pb.Accepted
     )
     payment = _payment(house)
+    endpoint = json.loads(ask(acme, NAMES["AddEndpoint"]).json)["endpoint"]["endpoint_id"]
     before = _money(house)
     answers = []
     for names in (
-        {"JOB": job, "HOLD": "slice", "KEY": "k-acme", "PAYMENT": payment},
-        {"JOB": "job-nowhere", "HOLD": "nowhere", "KEY": "k-nowhere", "PAYMENT": "nowhere"},
+        {"JOB": job, "HOLD": "slice", "KEY": "k-acme", "PAYMENT": payment, "ENDPOINT": endpoint},
+        {
+            "JOB": "job-nowhere",
+            "HOLD": "nowhere",
+            "KEY": "k-nowhere",
+            "PAYMENT": "nowhere",
+            "ENDPOINT": "nowhere",
+        },
     ):
         request = _with(NAMES[name], names)
         with pytest.raises(NotFound) as refusal:

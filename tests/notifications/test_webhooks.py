@@ -1,136 +1,38 @@
 """Webhooks: signed as the standard has it, at least once through kills of either side, and nowhere that they may not lead."""
 
 import asyncio
-import base64
-import json
 import random
-import time
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 from aiohttp import web
-from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from fabric.errors import Conflict, InvalidRequest, NotFound
+from fabric.errors import Conflict, InvalidRequest
 from fabric.journal.followers import Position
 from fabric.notifications.addresses import is_allowed, networks
-from fabric.notifications.deliverer import GIVEN_UP_US, Deliverer
-from fabric.notifications.endpoints import ROTATES_US, Endpoint, Secret, check_url, secret_of
-from fabric.notifications.notice import Kind, Notice, notice_id
+from fabric.notifications.deliverer import GIVEN_UP_US
+from fabric.notifications.endpoints import ROTATES_US, Secret, check_url
 from fabric.notifications.rows import MADE
 from fabric.notifications.scripts import SqliteScripts
-from fabric.notifications.store import ENDPOINTS_MAX, NoticeStore
+from fabric.notifications.store import NoticeStore
 from fabric.notifications.webhooks import ANSWER_BYTES, Sender
 from tests.journal.test_followers import Crash
 from tests.notifications.house import CrashingScripts
-
-S = 1_000_000
-NOW = round(time.time()) * S
-"""The official library takes nothing older than five minutes."""
-LOCAL = networks(["127.0.0.0/8"])
-SECRET, OLDER = secret_of(b"n" * 32), secret_of(b"o" * 32)
-
-
-class Clock:
-    def __init__(self):
-        import time
-
-        self.us = round(time.time()) * S
-
-    def now_us(self):
-        return self.us
-
-
-class Receiver:
-    """A server of a customer's, which answers as it is told and keeps what it gets."""
-
-    def __init__(self):
-        self.got, self.answers, self.crash = [], [], []
-        self.port = 0
-
-    async def hear(self, request):
-        return await self.take(request)
-
-    async def take(self, request):
-        body = await request.read()
-        self.got.append((dict(request.headers), body))
-        answer = self.answers.pop(0) if self.answers else 204
-        if answer == "dies":
-            request.transport.abort()
-            raise asyncio.CancelledError
-        if isinstance(answer, web.StreamResponse):
-            return answer
-        return web.Response(status=answer)
-
-    @property
-    def ids(self):
-        return [headers["webhook-id"] for headers, _ in self.got]
-
-    @property
-    def subjects(self):
-        return [json.loads(body)["data"]["subject"] for _, body in self.got]
-
-
-@asynccontextmanager
-async def listening():
-    receiver = Receiver()
-    app = web.Application()
-    app.router.add_post("/{tail:.*}", receiver.hear)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    receiver.port = runner.addresses[0][1]
-    yield receiver
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def receiver():
-    async with listening() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-async def store(tmp_path):
-    store = NoticeStore(SqliteScripts(tmp_path / "n.notices", MADE))
-    yield store
-    await store.close()
-
-
-def endpoint(receiver, name="e", **more):
-    made = {"endpoint_id": name, "account_id": "ada", "url": f"http://127.0.0.1:{receiver.port}/", "made_at_us": 0}
-    return Endpoint(**{**made, "secrets": (Secret(text=SECRET),), **more})
-
-
-def notice(number, *, subject="job/j", kind=Kind.JOB_ENDED, account="ada"):
-    return Notice(
-        notice_id=notice_id(account, kind, number),
-        account_id=account,
-        kind=kind,
-        subject=subject,
-        at_us=NOW,
-        text=f"number {number}",
-        facts={"number": number},
-    )
-
-
-async def tell(store, *notices, seq, now_us=NOW):
-    kept = await store.kept()
-    assert await store.take(kept.position, Position(seq), {}, notices, now_us=now_us)
-
-
-def deliverer(store, clock, **more):
-    return Deliverer(store, Sender(LOCAL, **more), now_us=clock.now_us, rate_s=0)
-
+from tests.notifications.receivers import (
+    LOCAL,
+    OLDER,
+    SECRET,
+    Receiver,
+    S,
+    deliverer,
+    endpoint,
+    listening,
+    notice,
+    tell,
+)
 
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
@@ -352,68 +254,3 @@ def test_what_is_no_address_of_a_webhook_is_refused(url):
     with pytest.raises(InvalidRequest) as refused:
         check_url(url)
     assert refused.value.code == "invalid_url"
-
-
-# -- the store --------------------------------------------------------------------------------------------------------
-
-
-async def test_the_file_with_the_secrets_is_its_owners_alone(store, receiver):
-    await store.add(endpoint(receiver), from_here=Position(0))
-    files = [*store._scripts.path.parent.glob("n.notices*")]
-    assert files
-    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
-
-
-async def test_an_account_has_a_bounded_number_of_endpoints_and_sees_no_others(store, receiver):
-    for number in range(ENDPOINTS_MAX):
-        await store.add(endpoint(receiver, f"e{number}"), from_here=Position(0))
-    with pytest.raises(Conflict) as refused:
-        await store.add(endpoint(receiver, "more"), from_here=Position(0))
-    assert refused.value.code == "too_many_endpoints"
-    await store.add(endpoint(receiver, "bobs", account_id="bob"), from_here=Position(0))
-    for act in (
-        store.remove("ada", "bobs"),
-        store.deliveries("ada", "bobs", limit=1),
-        store.redeliver("ada", "bobs", "x", now_us=0),
-        store.test("ada", "bobs", notice(0, kind=Kind.TEST), now_us=0),
-        store.change("ada", "bobs", lambda each: each),
-    ):
-        with pytest.raises(NotFound):
-            await act
-
-
-async def test_an_endpoint_is_told_of_what_it_wants_and_a_test_always(store, clock, receiver):
-    await store.add(endpoint(receiver, kinds=(Kind.RUNWAY,)), from_here=Position(0))
-    await tell(store, notice(1), notice(2, kind=Kind.RUNWAY), notice(3, account="bob"), seq=1)
-    await store.test("ada", "e", notice(4, kind=Kind.TEST), now_us=0)
-    await deliverer(store, clock).until_idle()
-    assert [json.loads(body)["type"] for _, body in receiver.got] == ["balance.runway", "test"]
-
-
-async def test_the_first_endpoint_of_all_begins_at_the_journals_end_and_the_next_ones_change_nothing(store, receiver):
-    await store.add(endpoint(receiver), from_here=Position(7))
-    await store.add(endpoint(receiver, "f"), from_here=Position(9))
-    assert (await store.kept()).position == Position(7)
-    await store.remove("ada", "e")
-    await store.remove("ada", "f")
-    await store.add(endpoint(receiver), from_here=Position(20))
-    assert (await store.kept()).position == Position(20)
-
-
-async def test_what_another_has_followed_meanwhile_is_not_taken_twice(store, receiver):
-    await store.add(endpoint(receiver), from_here=Position(0))
-    assert await store.take(Position(0), Position(5), {}, [notice(1)], now_us=0)
-    assert not await store.take(Position(0), Position(5), {}, [notice(1)], now_us=0)
-    assert len(await store.deliveries("ada", "e", limit=9)) == 1
-
-
-async def test_an_endpoint_that_was_changed_while_it_was_sent_to_stays_changed(store, clock, receiver):
-    await store.add(endpoint(receiver), from_here=Position(0))
-    await tell(store, notice(1), seq=1)
-    ((delivery, _),) = await store.due(clock.us, limit=9)
-    before = (await store.endpoints())[0]
-    await store.change("ada", "e", lambda each: each.rotated(OLDER, now_us=clock.us))
-    await store.note(replace(delivery, state="done"), replace(before, failing_since_us=5))
-    (found,) = await store.endpoints()
-    assert (found.secrets[0].text, found.failing_since_us) == (OLDER, 5)
-    assert base64.b64decode(OLDER.removeprefix("whsec_")) == b"o" * 32
