@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).parent / "verify"
+CONSOLE: Final = Path(__file__).parents[1] / "console"
+_FROM_FILE: Final = '<script src="verifier.js"></script>'
 _AROUND: Final = ("__init__", "__main__")
 _END: Final = '\n\nif __name__ == "__main__":\n    sys.exit(main())\n'
 
@@ -32,6 +34,12 @@ def one_file(package: Path = PACKAGE) -> str:
         *(_body(name, sources[name], modules[name]) for name in order),
     ]
     return "\n".join(parts) + _END
+
+
+def one_page(console: Path = CONSOLE) -> str:
+    """The verifier's second implementation as one page, which a browser opens from a disk: its script stands in it."""
+    page, script = ((console / name).read_text(encoding="utf-8") for name in ("verifier.html", "verifier.js"))
+    return page.replace(_FROM_FILE, f"<script>\n{script}</script>")
 
 
 def _in_order(needs: dict[str, set[str]]) -> list[str]:

@@ -153,14 +153,21 @@ def verify_receipt(
 
 
 @app.command()
-def verifier(*, as_json: AsJson = False) -> None:
+def verifier(
+    *,
+    browser: Annotated[
+        bool,
+        typer.Option("--browser", help="A page for a browser instead: a second implementation, without dependencies."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write the verifier as one file, which runs without the product: the standard library and `cryptography` are enough.
 
     For example: fabric audit verifier > verify.py && python verify.py november.jsonl --key "$(cat operators-key.txt)"
     """
-    from fabric.audit.one_file import one_file  # noqa: PLC0415
+    from fabric.audit.one_file import one_file, one_page  # noqa: PLC0415
 
-    source = one_file()
+    source = one_page() if browser else one_file()
     if as_json:
         print_json({"source": source, "sha256": hashlib.sha256(source.encode()).hexdigest()})
     else:
