@@ -30,6 +30,8 @@ _MESSAGE_BYTES_MAX: Final = 16 * 2**20
 _OPTIONS: Final = (("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), *keepalive.CLIENT)
 NOTICE_S: Final = 25.0
 """Some notices of payments have the provider asked before they are booked."""
+EXPORT_S: Final = 60.0
+"""An export reads all that was booked for its account before it says anything."""
 BOARD_S: Final = 5.0
 """The board comes every second: a door that says nothing for so long has fallen silent."""
 
@@ -155,6 +157,19 @@ class FabricClient:
                 yield board
         except TimeoutError:
             raise silent(self._address, f"has said nothing of its replicas for {BOARD_S:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            raise error_of_call(error, address=self._address) from None
+        finally:
+            call.cancel()
+
+    async def focus(self, request: pb.ExportFocusRequest, *, key: str) -> AsyncIterator[bytes]:
+        """A customer's costs, asked for with that customer's own key and nothing of ours."""
+        call = self._callable("ExportFocus")(request, metadata=(("authorization", f"Bearer {key}"),))
+        try:
+            while (chunk := await asyncio.wait_for(call.read(), EXPORT_S)) is not grpc.aio.EOF:
+                yield chunk.data
+        except TimeoutError:
+            raise silent(self._address, f"has sent nothing of an export for {EXPORT_S:g} s") from None
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, address=self._address) from None
         finally:

@@ -19,7 +19,7 @@ import structlog
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
 from serving.acceptor import KEY_SHOWN
-from serving.gateway import accounts, bodies, bounds, encodings, fields, notices, roles
+from serving.gateway import accounts, bodies, bounds, encodings, fields, focus, notices, roles
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
@@ -33,7 +33,7 @@ from serving.gateway.rates import KeyRates
 from serving.gateway.refusals import JSON, Headers, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.request_lines import RequestLines
-from serving.gateway.routes import Route, route_of
+from serving.gateway.routes import FOCUS, Route, route_of
 from serving.gateway.upstream import Upstream
 from serving.http_server import Scope
 from serving.limits import COUNTED_BYTES_PER_S
@@ -187,8 +187,7 @@ class Gateway:
             return None
         exchange.route, named = route = route_of(scope["method"], scope["path"])
         if exchange.route.surface == "payments":
-            taken = (self._directory, self._notices, self._reading)
-            await notices.hand_on(exchange, named, *taken)
+            await notices.hand_on(exchange, named, self._directory, self._notices, self._reading)
             return None
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
@@ -201,6 +200,9 @@ class Gateway:
             )
         roles.check(exchange.route, caller.key)
         exchange.answer_headers += self._may_ask(caller)
+        if exchange.route is FOCUS:
+            await focus.hand_on(exchange, named, self._directory)
+            return None
         if exchange.route.surface in {"models", "account"}:
             said = await look_up(
                 exchange, caller, named, board=self.board, generations=self.generations, upstream=self._upstream

@@ -176,6 +176,15 @@ class Directory(Protocol):
         """
         ...
 
+    def focus(self, key: str, *, dataset: str, form: str, from_us: int, until_us: int | None) -> AsyncIterator[bytes]:
+        """A customer's costs in FOCUS, piece by piece, asked for with its own key: the fabric says whether that may.
+
+        Raises:
+            InvalidRequest: there is no such dataset or form.
+            PermissionDenied: the key is not for books.
+        """
+        ...
+
     async def report(self, queues: Sequence[QueueLength]) -> None:
         """Say how long the lines are."""
         ...

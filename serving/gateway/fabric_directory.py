@@ -100,6 +100,14 @@ class FabricDirectory:
         """As `Directory`."""
         return await self._ledger.notice(provider, headers, body)
 
+    async def focus(
+        self, key: str, *, dataset: str, form: str, from_us: int, until_us: int | None
+    ) -> AsyncIterator[bytes]:
+        """As `Directory`."""
+        request = pb.ExportFocusRequest(dataset=dataset, format=form, from_us=from_us, until_us=until_us)
+        async for piece in self._ledger.focus(request, key=key):
+            yield piece
+
     async def report(self, queues: Sequence[QueueLength]) -> None:
         """As `Directory`."""
         lines = [pb.ModelQueue(**queue._asdict()) for queue in queues]

@@ -171,7 +171,7 @@ class Gatekeeper:
             PermissionDenied: `operator_key`: an operator's key buys nothing.
             Unavailable: the fabric can't be asked.
         """
-        given = parse_key(_presented(headers).decode("latin-1"))
+        given = parse_key(presented(headers).decode("latin-1"))
         key_id = given.key_id if given else ""
         if given and not self._keys.has(key_id):
             self._guesses.spend(network_of(host))
@@ -193,7 +193,8 @@ class Gatekeeper:
         return Caller(key, _RANKS - key.tier_rank)
 
 
-def _presented(headers: dict[bytes, bytes]) -> bytes:
+def presented(headers: dict[bytes, bytes]) -> bytes:
+    """The key that a request shows."""
     authorization = headers.get(b"authorization", b"")
     if authorization[: len(_BEARER)].lower() == _BEARER and authorization[len(_BEARER) :].strip():
         return authorization[len(_BEARER) :]

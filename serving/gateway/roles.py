@@ -8,11 +8,11 @@ from typing import Final
 from fabric.errors import PermissionDenied
 from fabric.gate.roles import Role
 from serving.gateway.directory import KeyFacts
-from serving.gateway.routes import CREDITS, GENERATION, KEY, ROUTES, Route
+from serving.gateway.routes import CREDITS, FOCUS, GENERATION, KEY, ROUTES, Route
 
 _CALLERS: Final = frozenset((Role.OWNER, Role.DEVELOPER))
 _LOOKING: Final = frozenset((Role.OWNER, Role.BILLING, Role.DEVELOPER, Role.READ_ONLY))
-_ACCOUNT: Final = (CREDITS, KEY, GENERATION)
+_ACCOUNT: Final = (CREDITS, KEY, GENERATION, FOCUS)
 
 ROLES: Final[dict[str, frozenset[Role]]] = {
     "/v1/chat/completions": _CALLERS,
@@ -33,6 +33,7 @@ ROLES: Final[dict[str, frozenset[Role]]] = {
     "/v1/credits": _LOOKING,
     "/v1/key": _LOOKING,
     "/v1/generations/{id}": _LOOKING,
+    "/v1/focus/{dataset}": _LOOKING,
 }
 """By path."""
 WITH_A_KEY: Final = (*ROUTES, *_ACCOUNT)

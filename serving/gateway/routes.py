@@ -62,6 +62,7 @@ _MODELS: Final = Route("GET", "/v1/models", "models", metered=False)
 _MODEL: Final = Route("GET", "/v1/models/{model}", "models", metered=False)
 CREDITS: Final = Route("GET", "/v1/credits", "account", metered=False)
 KEY: Final = Route("GET", "/v1/key", "account", metered=False)
+FOCUS: Final = Route("GET", "/v1/focus/{dataset}", "account", metered=False)
 GENERATION: Final = Route("GET", "/v1/generations/{id}", "account", metered=False)
 ROUTES: Final = (*_POSTS, _MODELS, _MODEL)
 """What replicas serve; the gateway itself the rest."""
@@ -72,6 +73,7 @@ PAYMENTS: Final = Route("POST", "/payments/{provider}", "payments", metered=Fals
 _PAYMENTS_PREFIX: Final = "/payments/"
 _GENERATION_PREFIX: Final = "/v1/generations/"
 _MODEL_PREFIX: Final = "/v1/models/"
+_FOCUS_PREFIX: Final = "/v1/focus/"
 
 
 def route_of(method: str, path: str) -> tuple[Route, str]:
@@ -86,6 +88,8 @@ def route_of(method: str, path: str) -> tuple[Route, str]:
         route, named = _MODEL, path.removeprefix(_MODEL_PREFIX)
     if route is None and path.startswith(_GENERATION_PREFIX):
         route, named = GENERATION, path.removeprefix(_GENERATION_PREFIX)
+    if route is None and path.startswith(_FOCUS_PREFIX) and len(path) > len(_FOCUS_PREFIX):
+        route, named = FOCUS, path.removeprefix(_FOCUS_PREFIX)
     if route is None and path.startswith(_PAYMENTS_PREFIX) and len(path) > len(_PAYMENTS_PREFIX):
         route, named = PAYMENTS, path.removeprefix(_PAYMENTS_PREFIX)
     if route is None:

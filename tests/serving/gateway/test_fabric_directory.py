@@ -16,7 +16,8 @@ import pytest
 
 from fabric import daemon as places
 from fabric.client.client import new_request_id
-from fabric.errors import Unavailable
+from fabric.errors import Unauthenticated, Unavailable
+from fabric.focus.rules import check_file
 from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
 from serving.fabric_client import FabricClient
@@ -62,6 +63,18 @@ async def test_a_key_comes_with_what_it_may_call(doors):
         assert {name for name, has in globex.models.items() if has.covered} == {"cell"}
         assert (await directory.key("k-root")).operator
         assert await directory.key("nobody") is None
+
+
+async def test_costs_are_asked_for_with_the_customers_own_key_and_by_no_other(doors, tmp_path):
+    wanted = {"dataset": "CostAndUsage", "form": "csv", "from_us": 0, "until_us": None}
+    async with directory_of(doors) as (directory, _):
+        file = tmp_path / "costs.csv"
+        file.write_bytes(b"".join([piece async for piece in directory.focus(doors.acme, **wanted)]))
+        assert b",acme," in file.read_bytes()
+        assert list(check_file(file)) == []
+        for key in ("fab_nobody_" + "0" * 64, ""):
+            with pytest.raises(Unauthenticated):
+                [piece async for piece in directory.focus(key, **wanted)]
 
 
 async def test_the_board_comes_as_it_changes_and_lines_go_back(doors):
