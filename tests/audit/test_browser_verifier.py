@@ -191,7 +191,7 @@ async def test_the_journal_of_a_release_is_not_wrongly_accused(tmp_path):
     await journal.close()
     (found,) = told([{"lines": lines, "key": auditor.verifier_key}], tmp_path)
     assert found["verdict"] in ("verified", "cannot_judge"), found
-    assert set(found["counts"]) >= {"entries", "calls"}
+    assert found["verdict"] == "cannot_judge" or found["counts"]["charging records"] > 10
 
 
 def test_it_knows_no_field_that_a_record_does_not_have():
