@@ -26,7 +26,7 @@ def check_witnesses(witnesses: Sequence[WitnessConfig], *, origin: str, signing_
         signing_key: the log's; None = there is none yet, so that a witness can only say whether it knows the name.
     """
     signer = Signer(origin, signing_key) if signing_key is not None else None
-    return list(asyncio.run(_all(witnesses, origin, signer)))
+    return list(asyncio.run(_all(witnesses, origin, signer))) if witnesses else []
 
 
 async def _all(witnesses: Sequence[WitnessConfig], origin: str, signer: Signer | None) -> Sequence[Finding]:

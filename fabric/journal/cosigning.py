@@ -83,8 +83,9 @@ class Cosigning:
         return await asyncio.shield(self._coming)
 
     async def show(self) -> None:
-        """Show witnesses what has grown: a chore."""
-        await self.newest()
+        """Show witnesses what has grown: a chore. Where there are none, nothing is read of the journal for it."""
+        if self._witnesses:
+            await self.newest()
 
     def note(self, head: TreeHead) -> str:
         """The signed checkpoint of a head, with the lines that are known of it."""

@@ -201,3 +201,14 @@ async def test_the_doctor_says_how_far_each_witness_has_cosigned(log, two, tmp_p
     assert (await looked([gone]))[0].health is Health.WARN
     two[0].answers = lambda body, *, at_s: Answer(418, "")
     assert "it is no witness" in (await looked(two))[0].remedy
+
+
+async def test_without_witnesses_the_chore_reads_nothing_of_the_journal(log, monkeypatch):
+    auditor = audited(log, [])
+
+    async def grown():
+        raise AssertionError("a large journal would be read at every start")
+
+    monkeypatch.setattr(auditor.cosigning._tree, "grow", grown)
+    await auditor.cosigning.show()
+    assert check_witnesses([], origin=ORIGIN, signing_key=None) == []
