@@ -53,6 +53,9 @@ def get(
     step: Annotated[int | None, typer.Argument(help="Which one; the newest if not given.")] = None,
     *,
     to: Annotated[Path, typer.Option(help="A new folder.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over files of the same names, and what a run has saved there.")
+    ] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +69,7 @@ def get(
     from fabric.sdk.checkpoint_files import fetch_checkpoint  # noqa: PLC0415  # stores, which other commands don't need
 
     door = client(account)
-    found = fetch_checkpoint(door, job_named(door, job_id), to, step=step, told=Sending("fetching"))
+    found = fetch_checkpoint(door, job_named(door, job_id), to, step=step, force=force, told=Sending("fetching"))
     if as_json:
         print_json({"step": found.step, "bytes": found.bytes, "path": str(found.path), "is_folder": found.is_folder})
         return

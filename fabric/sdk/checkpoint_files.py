@@ -8,8 +8,9 @@ beside its place until all of it is there, so a fetch that was broken off goes o
 import hashlib
 import json
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _PAUSE_MAX_S: Final = 2.0
 _GONE_MAX: Final = 5
 """How often it begins again as a job that runs has saved anew meanwhile."""
 _READ_BYTES: Final = 2**20
+_NAMED_MAX: Final = 5
+"""How many of the files that are in the way are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +56,25 @@ class _Contents:
 
 
 def fetch_checkpoint(
-    client: Client, job_id: str, to: Path, *, step: int | None = None, told: Told = lambda _here, _of: None
+    client: Client,
+    job_id: str,
+    to: Path,
+    *,
+    step: int | None = None,
+    force: bool = False,
+    told: Told = lambda _here, _of: None,
 ) -> FetchedCheckpoint:
-    """Fetch the newest checkpoint of a job with all its sessions, or that of a step, into a new folder.
+    """Fetch the newest checkpoint of a job with all its sessions, or that of a step, into a new folder; with `force` over what is in
+    one that isn't: files of the same names, and all that a run has saved there. What else is there stays.
 
     Raises:
-        InvalidRequest: `folder_in_use`: there is something in the folder.
+        InvalidRequest: `folder_in_use`: there is something in the folder, or, with `force`, a folder where a file belongs.
         NotFound: `no_checkpoint`: there is none, or none of that step; `checkpoint_gone`: newer ones take its place all the time.
         CheckpointDamaged: what has come is not what was saved; it is deleted, so that the next try asks for it again.
         Unavailable: the fabric stays away, and what has come stays for the next try; `disk_full`: there is no room for it.
     """
     to = to.absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InvalidRequest(f"{to} is there and is not empty: name a new folder", code="folder_in_use", path=str(to))
+    _check_free(to, force=force)
     beside = to.with_name(f".{to.name}.fetching")
     for more in reversed(range(_GONE_MAX)):
         try:
@@ -79,6 +88,26 @@ def fetch_checkpoint(
             continue
         return _finished(beside, to, contents)
     raise AssertionError("the last try either returns or raises")
+
+
+def _check_free(to: Path, *, force: bool) -> None:
+    if not to.exists():
+        return
+    if not to.is_dir():
+        raise InvalidRequest(f"{to} is a file: name a folder", code="folder_in_use", path=str(to))
+    there = sorted(path.name for path in to.iterdir())
+    if there and not force:
+        raise InvalidRequest(
+            f"{to} is there and has {_some(there)}: name a new folder, or have files of the same names written over: --force"
+            " (force=True)",
+            code="folder_in_use",
+            path=str(to),
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _contents(client: Client, job_id: str, step: int | None) -> Iterator[_Contents]:
@@ -236,16 +265,64 @@ def _finished(beside: Path, to: Path, contents: list[_Contents]) -> FetchedCheck
     store = DirectoryStore(beside / "run")
     own = [_committed(store, each) for each in contents]
     first = contents[0]
-    if is_folder := is_of_folder(own[0].ls()[0]):
-        restore_directory(own[0], to)
+    made = beside / ("folder" if (is_folder := is_of_folder(own[0].ls()[0])) else "run")
+    if is_folder:
+        restore_directory(own[0], made)
+    if to.exists() and any(to.iterdir()):
+        _lay_over(made, to, whole=() if is_folder else (_PREFIX,))
     else:
         if to.exists():
             to.rmdir()
-        (beside / "run").rename(to)
+        made.rename(to)
     shutil.rmtree(beside)
     return FetchedCheckpoint(
         path=to, step=first.checkpoint.step, bytes=sum(each.bytes for each in contents), is_folder=is_folder
     )
+
+
+def _lay_over(made: Path, to: Path, *, whole: Collection[str]) -> None:
+    """Move what is in one folder into another one, over files of the same names, and over all that is there of the `whole` ones: a run
+    goes on from the newest step that it finds. Nothing is written through a link.
+    """
+    folders, files = _folders_and_files(made)
+    if blocked := [str(path) for path in files if path.parts[0] not in whole and _is_folder(to / path)]:
+        raise InvalidRequest(
+            f"in {to} there are folders where files belong, {_some(blocked)}: name a new folder, or move these away",
+            code="folder_in_use",
+            path=str(to),
+        )
+    for name in whole:
+        _clear(to / name)
+    modes = {path: stat.S_IMODE((made / path).stat().st_mode) for path in folders if not _is_folder(to / path)}
+    for path in folders:
+        (made / path).chmod(stat.S_IRWXU)  # until it is moved out of
+        if path in modes:
+            _clear(to / path)
+            (to / path).mkdir()
+    for path in files:
+        (made / path).replace(to / path)
+    for path, mode in modes.items():
+        (to / path).chmod(mode)
+
+
+def _folders_and_files(made: Path) -> tuple[list[Path], list[Path]]:
+    """What is below a folder, each after what it lies in. A link is a file."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    for path in sorted(made.rglob("*")):
+        (folders if _is_folder(path) else files).append(path.relative_to(made))
+    return folders, files
+
+
+def _clear(path: Path) -> None:
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _committed(store: DirectoryStore, contents: _Contents) -> Checkpoints:

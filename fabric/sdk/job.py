@@ -133,6 +133,7 @@ class Job:
         to: str | os.PathLike[str],
         *,
         step: int | None = None,
+        force: bool = False,
         told: Callable[[int, int], None] = lambda _here, _of: None,
     ) -> FetchedCheckpoint:
         """Fetch the newest checkpoint, or that of a step, into a new folder: whole and compared, or not there.
@@ -144,6 +145,7 @@ class Job:
         Args:
             to: a folder that isn't there, or is empty.
             step: see `checkpoints`; None = the newest, with all sessions of the job.
+            force: the folder may have something in it: files of the same names, and what a run has saved there, are written over.
             told: how many bytes are here, and of how many.
 
         Raises:
@@ -154,7 +156,7 @@ class Job:
         """
         from fabric.sdk.checkpoint_files import fetch_checkpoint  # noqa: PLC0415  # stores, which few scripts need
 
-        return fetch_checkpoint(self._client, self.id, Path(to), step=step, told=told)
+        return fetch_checkpoint(self._client, self.id, Path(to), step=step, force=force, told=told)
 
     def roll_back(self, step: int) -> None:
         """Let it resume from an older checkpoint; those after it are void. `Conflict` unless it is paused or parked."""

@@ -238,9 +238,47 @@ def test_what_is_not_there_is_said(job, kept, tmp_path):
         job.checkpoint(tmp_path / "run", step=11)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    with pytest.raises(InvalidRequest) as refusal:
+    with pytest.raises(InvalidRequest, match=r"has mine: .*--force") as refusal:
         job.checkpoint(tmp_path / "full")
     assert refusal.value.code == "folder_in_use"
+
+
+def test_a_folder_is_written_over_where_that_is_wanted_and_nothing_but_its_files(job, kept, tmp_path):
+    made, here, elsewhere = tmp_path / "made", tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (made / "deep" / "new", here, elsewhere):
+        folder.mkdir(parents=True)
+    for name in ("note", "deep/a", "deep/new/b"):
+        (made / name).write_text(f"{name} as kept")
+    (made / "deep" / "new").chmod(0o750)
+    (made / "link").symlink_to("note")
+    commit_directory(kept, made, step=7)
+    (here / "note").write_text("of before")
+    (here / "mine").write_text("mine")
+    (here / "deep").symlink_to(elsewhere)
+    (here / "link").mkdir()
+    with pytest.raises(InvalidRequest, match="has deep, link, mine, note"):
+        job.checkpoint(here)
+    with pytest.raises(InvalidRequest, match=r"folders where files belong, link"):
+        job.checkpoint(here, force=True)
+    assert (here / "note").read_text() == "of before"
+    (here / "link").rmdir()
+    assert job.checkpoint(here, force=True).is_folder
+    found = {str(path.relative_to(here)): path.read_text() for path in here.rglob("*") if path.is_file()}
+    kept_files = {name: f"{name} as kept" for name in ("note", "deep/a", "deep/new/b")}
+    assert found == {**kept_files, "link": "note as kept", "mine": "mine"}
+    assert (here / "deep" / "new").stat().st_mode & 0o777 == 0o750
+    assert (list(elsewhere.iterdir()), list(tmp_path.glob(".*"))) == ([], [])
+
+
+def test_a_run_that_is_written_over_goes_on_from_what_was_fetched(job, kept, tmp_path):
+    """Not from a later step that was there."""
+    save(kept, 10)
+    save(kept, 20, {"state": b"twenty"})
+    job.checkpoint(tmp_path / "run", step=20)
+    (tmp_path / "run" / "mine").touch()
+    job.checkpoint(tmp_path / "run", step=10, force=True)
+    manifest, shards = of_run(tmp_path / "run")
+    assert (manifest.step, shards, (tmp_path / "run" / "mine").exists()) == (10, SHARDS, True)
 
 
 def test_nothing_begins_that_the_disk_can_not_hold(job, kept, tmp_path, monkeypatch):
