@@ -30,7 +30,7 @@ from ray.core.generated import autoscaler_pb2, autoscaler_pb2_grpc
 from fabric.errors import InvalidRequest, Unavailable
 from fabric.worker.lease_ray_settings import TOKEN, LeaseRay, told_ray
 from fabric.worker.on_import import when_imported
-from fabric.worker.ray_end import RayWatch, watch_own
+from fabric.worker.ray_end import RayWatch, look, watch_own
 from fabric.worker.ray_start import NOT_STARTED, noted
 
 _ADDRESS: Final = "RAY_ADDRESS"
@@ -301,6 +301,7 @@ class _Own:
                 sys.stderr.write(f"{self._too_much('a request', _summed(late[0]), nodes=_nodes()).message}\n")
                 sys.stderr.flush()
                 sys.stdout.flush()
+                look()  # it would have fitted a node that is gone
                 os._exit(1)
 
     def _misfits(self) -> list[list[dict[str, float]]]:

@@ -3,12 +3,13 @@
 A raylet ends with its agents, two Pythons, whatever ends one of them, and of a kill from outside. What the program waits for then
 fails, and it with that: no fault of its own (see `ray_start`). So the processes are waited for that its Ray is nothing without; and
 when the program fails, or comes to its end, it is looked once more, as a raylet that ends takes a moment, in which Ray knows it to be
-dead already.
+dead already. Then its other nodes are looked after, too: what a lease has on other machines is lost to the program in the same way.
 """
 
 import atexit
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from fabric.worker.ray_start import note_end
 
 _BELL: Final = ""
 _ASK_S: Final = 5.0
+_DOOR_S: Final = 1.0
 
 
 class RayWatch:
@@ -30,7 +32,7 @@ class RayWatch:
         Args:
             folder: where its sessions are.
             processes: those that it is nothing without, children of this one: what they are, and their ids.
-            knows: whether Ray still knows its node to be alive. Asked only while these run; what it raises says nothing.
+            knows: whether Ray still knows all of its nodes to be alive. Asked only while these run; what it raises says nothing.
         """
         self._folder, self._knows = folder, knows
         self._owner = os.getpid()
@@ -58,7 +60,7 @@ class RayWatch:
             return
         with suppress(Exception):
             if not self._knows():
-                self._note("its node is dead to it")
+                self._note("its node, or one of them, is dead to it")
 
     def let_go(self) -> None:
         """The program ends it, or itself: from now on it may end. That it had before counts for a while."""
@@ -102,18 +104,35 @@ _going: Final[list[RayWatch]] = []
 
 def watch_own(folder: Path) -> RayWatch:
     """Watch the Ray that this process has just started."""
-    from ray._private import worker  # noqa: PLC0415  # whoever judges an end has no Ray
+    import ray  # noqa: PLC0415  # whoever judges an end has none
+    from ray._private import worker  # noqa: PLC0415
     from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET  # noqa: PLC0415
     from ray._raylet import NodeID  # noqa: PLC0415
 
     node = worker._global_node  # noqa: SLF001
-    store, itself = node.get_gcs_client(), [NodeID.from_hex(node.unique_id)]
+    store = node.get_gcs_client()
+    nodes = [each for each in ray.nodes() if each["Alive"]]
+    ids = [NodeID.from_hex(each["NodeID"]) for each in nodes]
+    doors = [(each["NodeManagerAddress"], each["NodeManagerPort"]) for each in nodes]
     needed = {"control store": PROCESS_TYPE_GCS_SERVER, "raylet": PROCESS_TYPE_RAYLET}
     return RayWatch(
         folder,
         {name: node.all_processes[kind][0].process.pid for name, kind in needed.items()},
-        knows=lambda: bool(store.check_alive(itself, timeout=_ASK_S) != [False]),
+        knows=lambda: (
+            False not in store.check_alive(ids, timeout=_ASK_S) and not any(_is_shut(*door) for door in doors)
+        ),
     )
+
+
+def _is_shut(address: str, port: int) -> bool:
+    """Whether a raylet isn't there any more, on a machine that is: Ray itself takes a quarter of a minute to see that."""
+    try:
+        socket.create_connection((address, port), timeout=_DOOR_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # nobody knows
+        return False
+    return False
 
 
 def look() -> None:

@@ -81,3 +81,20 @@ def test_a_program_whose_ray_is_killed_in_the_middle_is_interrupted_and_has_not_
     attempt = machine.begin("python", "x.py", files={"x.py": BREAKS.format(how=how, then=then)})
     end, log = attempt.ended()
     assert (end.outcome, "ray_ended: its " in end.error) == (LeaseOutcome.INTERRUPTED, True), (end.error, log)
+
+
+FAILS = """
+import sys
+import ray
+
+ray.init()
+print("squares", ray.get(ray.remote(lambda number: number * number).remote(7)))
+{then}
+"""
+
+
+@pytest.mark.parametrize("then", ["sys.exit(3)", pytest.param("ray.shutdown(); sys.exit(3)", marks=pytest.mark.soak)])
+def test_a_program_that_fails_while_its_ray_runs_has_failed(machine, then):
+    end, log = machine.begin("python", "x.py", files={"x.py": FAILS.format(then=then)}).ended()
+    assert (end.outcome, "ray_" in end.error.partition("\n")[0]) == (LeaseOutcome.FAILED, False), (end.error, log)
+    assert "squares 49" in log

@@ -343,8 +343,11 @@ async def test_a_function_without_a_ray_of_its_own_is_told_what_helps(world):
         assert "ray_program=True" in finished.error
 
 
-def over_nodes(devices):
-    """Holds every device of all of the lease's nodes at once, and runs once."""
+def over_nodes(devices, loses):
+    """Holds every device of all of the lease's nodes at once, and runs once; may lose one that isn't its own."""
+    import os
+    import time
+
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -354,6 +357,10 @@ def over_nodes(devices):
         def where(self):
             return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
+        def lose(self, but):
+            if ray.get_runtime_context().get_node_id() != but:
+                os.kill(os.getppid(), 9)
+
     ray.init(log_to_driver=False)
     group = placement_group([{"GPU": 1}] * devices, strategy="STRICT_SPREAD")
     ray.get(group.ready())
@@ -362,12 +369,19 @@ def over_nodes(devices):
         for at in range(devices)
     ]
     found = ray.get([holder.where.remote() for holder in holders])
+    if loses:
+        ray.get([holder.lose.remote(ray.get_runtime_context().get_node_id()) for holder in holders])
+        for _ in range(300):  # its worker outlives it for a moment
+            ray.get([holder.where.remote() for holder in holders])
+            time.sleep(0.1)
     return len({node for node, _ in found}), [len(gpus) for _, gpus in found], ray.cluster_resources()["GPU"]
 
 
-async def test_a_program_on_several_nodes_runs_once_with_all_of_them(world):
+@pytest.mark.parametrize("loses", [False, pytest.param(True, marks=pytest.mark.soak)])
+async def test_a_program_on_several_nodes_runs_once_with_all_of_them(world, loses):
+    """It is interrupted where the raylet of another node's ends."""
     lease = world.lease(
-        world.call(over_nodes, 2),
+        world.call(over_nodes, 2, loses),
         kind=JobKind.PROGRAM,
         shares=(("h1", 1, "H100"), ("a1", 1, "A100")),
         accelerator="H100|A100",
@@ -375,5 +389,8 @@ async def test_a_program_on_several_nodes_runs_once_with_all_of_them(world):
     await world.start(lease)
     finished = await world.wait(LeaseFinished, lease.lease_id, within_s=200)
     await world.remove(lease.lease_id)
+    if loses:
+        assert (finished.outcome, "ray_ended: " in finished.error) == (LeaseOutcome.INTERRUPTED, True), finished.error
+        return
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
     assert read_parcel(read_result(world.archive, finished.result_ref)).value() == (2, [1, 1], 2)
