@@ -189,6 +189,9 @@ class Charges:
             if "frozen" in transfer.flags:
                 yield self._charge(ADJUSTMENT, transfer, lot, 0, effective_pico=lot.freeze(amount))
                 continue
+            if not price:  # nothing is paid back: it is forfeited
+                yield self._charge(UNUSED, transfer, lot, amount, effective_pico=lot.take(amount))
+                continue
             yield self._charge(PURCHASE, transfer, lot, -amount, billed_pico=-price)
             lot.void(amount, price // PICO)
             if not lot.left and lot.left_pico:  # what was paid back is rounded to 10⁻⁶ CNY, or less than its part

@@ -233,7 +233,7 @@ def _description(charge: Charge) -> str:
         where = f" on {charge.of.accelerator}" if charge.of.accelerator else ""
         return f"{much} used by {charge.of.kind.lower()} {charge.of.name}{where}"
     if charge.kind == UNUSED:
-        return f"{much} expired unused"
+        return f"{much} gone unused"
     if charge.kind == PURCHASE:
         return (
             f"{much} {'taken back' if charge.amount < 0 else 'bought'}" if charge.asset else f"bought: {charge.about}"
