@@ -184,7 +184,7 @@ def witness(
     state: Annotated[Path, typer.Option(help="A folder: what was cosigned is kept there, and its key.")],
     listen: Annotated[
         str, typer.Option(help="HOST:PORT. Put TLS in front of it where it is public.")
-    ] = "127.0.0.1:7480",
+    ] = "127.0.0.1:7490",
     key: Annotated[
         Path | None, typer.Option(help="Its key; made where there is none. None = STATE/witness.key.")
     ] = None,
