@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
@@ -24,6 +25,7 @@ from fabric.api.serving_calls import calls_of
 from fabric.api.statement_text import StatementText
 from fabric.audit.usage import Usage, Used
 from fabric.charging.rates import LLM_TOKENS_MAX
+from fabric.charging.records import Cdr
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
@@ -34,6 +36,7 @@ from fabric.gate.questions import (
     BookedOf,
     CheckpointOf,
     FreeOf,
+    JobOf,
     PricesOf,
     ReceiptsOf,
     RecordsOf,
@@ -109,9 +112,10 @@ async def usage(door: ApiService, caller: Caller, request: pb.UsageRequest) -> A
     if caller.scope is not None and (request.from_us or until_us is not None):
         booked = BookedOf(account_id=caller.scope, from_us=request.from_us, until_us=until_us)
         async for used in _used(door, booked, job_id):
-            row = message_of(used.record, pb.Cdr)
-            row.booked_uhs = used.booked_uhs
-            yield row
+            if _is_of(used.record, request.project):
+                row = message_of(used.record, pb.Cdr)
+                row.booked_uhs = used.booked_uhs
+                yield row
         return
     question: RecordsOf | None = RecordsOf(
         account_id=caller.scope, job_id=job_id, from_us=request.from_us, until_us=until_us
@@ -119,8 +123,13 @@ async def usage(door: ApiService, caller: Caller, request: pb.UsageRequest) -> A
     while question is not None:
         page: Any = await door.port.ask(question)
         for record in page.records:
-            yield message_of(record, pb.Cdr)
+            if _is_of(record, request.project):
+                yield message_of(record, pb.Cdr)
         question = page.following
+
+
+def _is_of(record: Cdr, project: str) -> bool:
+    return not project or project == (record.project or record.account_id)
 
 
 async def _used(door: ApiService, asked: BookedOf, job_id: JobId | None) -> AsyncIterator[Used]:
@@ -133,7 +142,16 @@ async def _used(door: ApiService, asked: BookedOf, job_id: JobId | None) -> Asyn
                 yield used
         question = page.following
     for used in reckoned.rest():
-        yield used
+        yield used._replace(record=await _named(door, used.record))
+
+
+async def _named(door: ApiService, record: Cdr) -> Cdr:
+    """What is booked of a job that has no record yet, with what that one will say of whose it is."""
+    job: Any = await door.port.ask(JobOf(job_id=JobId(record.job_id))) if record.job_id else None
+    if job is None:
+        return record
+    project = "" if job.project == record.account_id else job.project
+    return replace(record, project=project, member=job.member, tags=job.tags)
 
 
 async def statement(door: ApiService, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:

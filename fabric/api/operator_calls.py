@@ -65,6 +65,7 @@ async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequ
         made_with=KeyId(caller.key_id),
         project=project,
         member=request.member or ("" if caller.role is Role.OWNER else caller.member),
+        tags=tuple(request.tags),
         request_id=request.request_id,
     )
     await door.gate.decide(event)

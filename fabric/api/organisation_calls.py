@@ -37,6 +37,7 @@ async def create_project(door: ApiService, caller: Caller, request: pb.CreatePro
         project=short("project", request.project),
         wallet=AccountId(short("wallet", request.wallet)),
         name=request.name,
+        tags=tuple(request.tags),
         by_key=KeyId(caller.key_id),
         request_id=request_id(request.request_id),
     )

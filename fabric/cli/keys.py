@@ -43,6 +43,10 @@ def create(
     days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
     project: Annotated[str, typer.Option(help="What it works for; without it, what your key does.")] = "",
     member: Annotated[str, typer.Option(help="Whose it is: it can do no more than that one's role.")] = "",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="What all jobs and calls with it are marked with, such as team=red; repeat for more."),
+    ] = None,
     operator: Annotated[
         bool,
         typer.Option(
@@ -76,6 +80,7 @@ def create(
         tokens_per_min=tpm,
         project=project,
         member=member,
+        tags=tag or [],
         expires_at_us=None if days is None else time.time_ns() // 1000 + round(days * _US_PER_DAY),
     )
     key_id = client(account).call(request, pb.CreateKeyReply).key_id
@@ -96,7 +101,7 @@ def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         as_json=as_json,
         title="keys",
         columns=_COLUMNS,
-        spare=("a minute", "scopes", "account", "project", "member"),
+        spare=("a minute", "tags", "scopes", "account", "project", "member"),
     )
 
 
@@ -134,6 +139,7 @@ _COLUMNS: Final[dict[str, Any]] = {
     "account": lambda key: key.account_id,
     "project": lambda key: key.project if key.project != key.account_id else "–",
     "member": lambda key: f"{key.member} ({key.role})" if key.member else "–",
+    "tags": lambda key: " ".join(key.tags) or "–",
     "scopes": lambda key: " ".join(key.scopes),
     "used CT": lambda key: format_ct(key.spent_uhs),
     "left CT": _left,

@@ -23,7 +23,7 @@ from fabric.cli.output import (
     table,
 )
 from fabric.cli.session import AsJson, ForAccount, client, job_named
-from fabric.cli.usage_by import print_by
+from fabric.cli.usage_by import print_by, print_project
 from fabric.client.client import new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
@@ -137,6 +137,7 @@ def unsubscribe(
 def usage(
     *,
     job: Annotated[str, typer.Option(help="Only this job.")] = "",
+    project: Annotated[str, typer.Option(help="Only this project.")] = "",
     every_call: Annotated[
         bool, typer.Option("--calls", help="Every call of a language model, not a line a model.")
     ] = False,
@@ -155,7 +156,7 @@ def usage(
     For example: fabric usage --since 7d --job job-9829cded
     """
     door = client(account)
-    request = pb.UsageRequest(job_id=job_named(door, job), from_us=parse_moment(since) or 0)
+    request = pb.UsageRequest(job_id=job_named(door, job), project=project, from_us=parse_moment(since) or 0)
     if (until_us := parse_moment(until)) is not None:
         request.until_us = until_us
     found = door.collect(request, pb.Cdr)
@@ -176,6 +177,9 @@ def statement(
     *,
     every: Annotated[bool, typer.Option("--every", help="Every single charge, not one line for each hold.")] = False,
     every_call: Annotated[bool, typer.Option("--calls", help="Every call of a language model, too.")] = False,
+    project: Annotated[
+        str, typer.Option(help="Only what this project was charged, of those its wallet pays for.")
+    ] = "",
     since: Since = "",
     until: Until = "",
     account: ForAccount = "",
@@ -185,8 +189,11 @@ def statement(
 
     For example: fabric statement --since 2026-11-01 --until 2026-12-01
     """
-    request = pb.StatementRequest(from_us=parse_moment(since) or 0)
-    if (until_us := parse_moment(until)) is not None:
+    request, until_us = pb.StatementRequest(from_us=parse_moment(since) or 0), parse_moment(until)
+    if project:
+        print_project(client(account), project, from_us=request.from_us, until_us=until_us, as_json=as_json)
+        return
+    if until_us is not None:
         request.until_us = until_us
     found = json.loads(client(account).fetch(request))
     if as_json:

@@ -44,14 +44,20 @@ def create_project(
     *,
     wallet: Annotated[str, typer.Option(help="The account of your organisation that pays for it, for ever.")],
     name: Annotated[str, typer.Option(help="What it is shown as.")] = "",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="What all its jobs and calls are marked with, such as cost-centre=4711; repeat for more."),
+    ] = None,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """Make a project. Its keys are paid from its wallet, and from no other.
 
-    For example: fabric projects create search --wallet acme-research
+    For example: fabric projects create search --wallet acme-research --tag cost-centre=4711
     """
-    request = pb.CreateProjectRequest(request_id=new_request_id(), project=project, wallet=wallet, name=name)
+    request = pb.CreateProjectRequest(
+        request_id=new_request_id(), project=project, wallet=wallet, name=name, tags=tag or []
+    )
     _done(client(account).call(request, pb.Accepted), f"project {project} is there, and {wallet} pays", as_json=as_json)
 
 
@@ -144,6 +150,7 @@ _PROJECTS: Final[dict[str, Any]] = {
     "project": lambda row: row["project"],
     "name": lambda row: row["name"],
     "wallet": lambda row: row["wallet"],
+    "tags": lambda row: " ".join(row["tags"]) or "–",
     "keys": lambda row: str(row["keys"]),
     "state": lambda row: "closed" if row["closed_at_us"] else "open",
 }

@@ -1,24 +1,23 @@
-"""`fabric usage --by …`: what was charged for each key, project, member, model, job, or value of a tag."""
+"""`fabric usage --by …`: what was charged for each key, project, member, model, job, or value of a tag; and a project's statement."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from fabric.cli.calls import booked_uhs
-from fabric.cli.output import console, print_json, table
+from fabric.cli.output import console, moment, print_facts, print_json, record, table
 from fabric.client.client import Client
 from fabric.errors import InvalidRequest
 from fabric.units import CT_DECIMALS, format_ct
 from fabric.wire import fabric_pb2 as pb
 
 TAG: Final = "tag:"
-_WHOSE: Final = ("project", "member")
-_PLAIN: Final = ("key", "model", "job", *_WHOSE)
+_PLAIN: Final = ("key", "model", "job", "project", "member")
 NONE: Final = "–"
 """What stands for those without."""
 
 
 def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool) -> None:
-    """A line for each, dearest first. A job's records count for the key and the tags that it was submitted with.
+    """A line for each, dearest first. Records say whose they are; a job's count for the key that it was submitted with.
 
     Raises:
         InvalidRequest: nothing can be summed by that.
@@ -26,20 +25,44 @@ def print_by(door: Client, records: Sequence[pb.Cdr], by: str, *, as_json: bool)
     if by not in _PLAIN and not (by.startswith(TAG) and len(by) > len(TAG)):
         raise InvalidRequest(f"--by {by[:40]!r}: choose of {', '.join(_PLAIN)} or tag:NAME", code="invalid_by")
     sums: dict[str, list[int]] = {}
-    jobs = _jobs_of(door, records, by) if by in ("key", *_WHOSE) or by.startswith(TAG) else {}
-    keys = {key.key_id: key for key in door.call(pb.ListKeysRequest(), pb.ListKeysReply).keys} if by in _WHOSE else {}
-    for record in records:
-        job = jobs.get(record.job_id)
-        value = _whose(record, job, keys, by) if by in _WHOSE else _value(record, job, by)
-        found = sums.setdefault(value, [0, 0])
+    jobs = _jobs_of(door, records, by) if by == "key" or by.startswith(TAG) else {}
+    for one in records:
+        found = sums.setdefault(_value(one, jobs.get(one.job_id), by), [0, 0])
         found[0] += 1
-        found[1] += booked_uhs(record)
+        found[1] += booked_uhs(one)
     rows = sorted(sums.items(), key=lambda each: (-each[1][1], each[0]))
     if as_json:
         print_json([{by: name, "records": count, "charged_uhs": str(uhs)} for name, (count, uhs) in rows])
         return
     lines = [(name, str(count), format_ct(uhs, decimals=CT_DECIMALS)) for name, (count, uhs) in rows]
     console().print(table(f"usage by {by}", (by, "records", "charged CT"), lines))
+
+
+def print_project(door: Client, project: str, *, from_us: int, until_us: int | None, as_json: bool) -> None:
+    """What a project used in a time: its part of its wallet's statement of that time, to the µHs. What several projects of a
+    wallet have in common, such as purchases, holds and balances, stands in the wallet's own.
+    """
+    request = pb.UsageRequest(project=project, from_us=from_us or 1)
+    if until_us is not None:
+        request.until_us = until_us
+    records = door.collect(request, pb.Cdr)
+    charged_uhs = sum(map(booked_uhs, records))
+    if as_json:
+        said: dict[str, Any] = {"project": project, "from_us": str(from_us), "charged_uhs": str(charged_uhs)}
+        print_json(said | {"records": [record(one) for one in records]})
+        return
+    groups: dict[tuple[str, str], list[int]] = {}
+    for one in records:
+        found = groups.setdefault(
+            ("job", one.job_id) if one.job_id else ("calls", one.model or one.lease_id), [0, 0, 0]
+        )
+        found[0], found[1], found[2] = max(found[0], one.ended_at_us), found[1] + 1, found[2] + booked_uhs(one)
+    rows = [
+        (moment(at_us), *name, str(count), format_ct(uhs, decimals=CT_DECIMALS))
+        for name, (at_us, count, uhs) in sorted(groups.items(), key=lambda each: each[1][0])
+    ]
+    console().print(table(f"project {project}", ("until", "what", "about", "records", "charged CT"), rows))
+    print_facts({"charged": f"{format_ct(charged_uhs, decimals=CT_DECIMALS)} CT"}, title="in all")
 
 
 def _jobs_of(door: Client, records: Sequence[pb.Cdr], by: str) -> dict[str, pb.Job]:
@@ -49,15 +72,11 @@ def _jobs_of(door: Client, records: Sequence[pb.Cdr], by: str) -> dict[str, pb.J
     return {job.job_id: job for job in found if job.job_id in named}
 
 
-def _whose(record: pb.Cdr, job: pb.Job | None, keys: Mapping[str, pb.Key], by: str) -> str:
-    """The project or member of the key that a job was submitted, or a call came, with."""
-    known = job if job is not None else keys.get(record.key_id)
-    if by == "member":
-        return (known.member if known is not None else "") or NONE
-    return known.project if known is not None else record.account_id
-
-
 def _value(record: pb.Cdr, job: pb.Job | None, by: str) -> str:
+    if by == "project":
+        return record.project or record.account_id
+    if by == "member":
+        return record.member or NONE
     if by == "model":
         return record.model or NONE
     if by == "job":

@@ -59,6 +59,8 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     """
     member: str = ""
     """Whose it is: it can do no more than that one's role, and is dead when that one has left. "" = nobody's."""
+    tags: tuple[str, ...] = ()
+    """What all jobs and calls with it are marked with, beside what its project gives: of one name its own counts."""
     request_id: str = ""
 
 
@@ -78,6 +80,8 @@ class CreateProject(Event, frozen=True, kw_only=True, tag="create_project"):
     wallet: AccountId
     """The account of the organisation that pays."""
     name: str = ""
+    tags: tuple[str, ...] = ()
+    """What all its jobs and calls are marked with, for cost centres."""
     by_key: KeyId | None = None
     """The key of whoever asks; None = an operator."""
     request_id: str = ""

@@ -55,7 +55,8 @@ def _create_key(core: Core, event: CreateKey) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if not event.key_id:
         return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
-    refusal = keys.unfit(event) or organisations.no_key(core, event) or keys.may_not_make(core, event)
+    refusal = keys.unfit(event) or organisations.bad_tags(event.tags)
+    refusal = refusal or organisations.no_key(core, event) or keys.may_not_make(core, event)
     if refusal := refusal or keys.too_many(core, event):
         return refusal
     if event.key_id in core.state.keys:
@@ -78,6 +79,7 @@ def _create_key(core: Core, event: CreateKey) -> Outcome:
             scopes=keys.given(event),
             project="" if event.project == event.account_id else event.project,
             member=event.member,
+            tags=event.tags,
         )
     )
     return Accepted()

@@ -47,7 +47,7 @@ def submit(core: Core, event: Submit) -> Outcome:
         return refusals.conflict(
             f"there is a job {event.job_id!r} already: use a new id", code="job_exists", job=event.job_id
         )
-    job = draft(event.job_id, event.account_id, event.key_id, event.spec, now_us=core.now_us)
+    job = draft(event.job_id, event.account_id, event.key_id, keys.marked(core, event), now_us=core.now_us)
     request = requests.request_of(core, job)
     if refusal := why_not(core, job, request):
         return refusal

@@ -31,6 +31,7 @@ def organisation(core: Core, account_id: AccountId) -> OrganisationView | None:
             wallet=each.wallet,
             opened_at_us=each.opened_at_us,
             closed_at_us=each.closed_at_us,
+            tags=each.tags,
             keys=projects.get(each.project, 0),
         )
         for each in found.projects.values()
@@ -78,6 +79,7 @@ def key(core: Core, key: Key, now_us: int) -> KeyView:
         suspended=keys.suspended(core, key),
         organisation=found.organisation,
         wallets=tuple(found.wallets) if len(found.wallets) > 1 else (),
+        tags=keys.tags_of(core, key),
     )
 
 

@@ -2,9 +2,13 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
+from fabric.charging.tags import inherited
 from fabric.gate import refusals
 from fabric.gate.account_events import CreateKey
 from fabric.gate.core import Core
+from fabric.gate.events import JobSpec, Submit
 from fabric.gate.instructions import Refusal
 from fabric.gate.key_scopes import KeyScope, effective
 from fabric.gate.key_scopes import unfit as unfit_scopes
@@ -55,6 +59,20 @@ def worked_for(core: Core, key_id: str, *, account_id: AccountId) -> dict[str, s
     if key is None or key.account_id != account_id:
         return {"project": "", "member": ""}
     return {"project": "" if key.project == account_id else key.project, "member": key.member}
+
+
+def tags_of(core: Core, key: Key) -> tuple[str, ...]:
+    """What is done with it is marked with: its project's tags and its own."""
+    if not key.project:
+        return key.tags
+    return inherited(core.state.organisations[organisation_of(core, key)].projects[key.project].tags, key.tags)
+
+
+def marked(core: Core, event: Submit) -> JobSpec:
+    """What a job asks for, with the tags that its key and project give it."""
+    key = core.state.keys.get(event.key_id) if event.key_id else None
+    given = () if key is None or key.account_id != event.account_id else tags_of(core, key)
+    return replace(event.spec, tags=inherited(given, event.spec.tags)) if given else event.spec
 
 
 def dead(core: Core, key: Key) -> str:

@@ -45,6 +45,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         role=keys.role_of(core, key).value,
         project=keys.project_of(key),
         member=key.member,
+        tags=keys.tags_of(core, key),
         dead=keys.dead(core, key),
         suspended=keys.suspended(core, key),
         plan=plan.name,

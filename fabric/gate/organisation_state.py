@@ -30,6 +30,8 @@ class Project:
     wallet: AccountId
     opened_at_us: int
     closed_at_us: int | None = None
+    tags: tuple[str, ...] = ()
+    """What all its jobs and calls are marked with."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,6 +11,8 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     project: str
     name: str
     wallet: str
+    tags: tuple[str, ...] = ()
+    """What all its jobs and calls are marked with."""
     opened_at_us: int
     closed_at_us: int | None = None
     keys: int = 0
@@ -70,3 +72,5 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     organisation: str = ""
     wallets: tuple[str, ...] = ()
     """The accounts of its organisation, where those are several."""
+    tags: tuple[str, ...] = ()
+    """What all jobs and calls with it are marked with, its project's among them."""

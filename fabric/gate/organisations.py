@@ -7,6 +7,7 @@ one project.
 
 from typing import Final
 
+from fabric.charging.tags import DEFAULT_BYTES_MAX, DEFAULTS_MAX, flaw_of
 from fabric.gate import keys, refusals
 from fabric.gate.account_events import (
     AddMember,
@@ -65,7 +66,7 @@ def create_project(core: Core, event: CreateProject) -> Outcome:
             code="unknown_wallet",
             wallet=event.wallet,
         )
-    if refusal := bad_name("a project", event.project):
+    if refusal := bad_name("a project", event.project) or bad_tags(event.tags):
         return refusal
     if event.project in found.projects or AccountId(event.project) in core.state.accounts:
         return refusals.conflict(
@@ -84,6 +85,7 @@ def create_project(core: Core, event: CreateProject) -> Outcome:
         name=event.name[:TITLE_MAX] or event.project,
         wallet=event.wallet,
         opened_at_us=core.now_us,
+        tags=event.tags,
     )
     return Accepted()
 
@@ -197,6 +199,12 @@ def bad_name(what: str, text: str) -> Refusal | None:
     return refusals.invalid(
         f"{text[:NAME_MAX]!r} can't name {what}: use 1 to {NAME_MAX} of A-Z, a-z, 0-9 and '-_.@+'", code="invalid_name"
     )
+
+
+def bad_tags(tags: tuple[str, ...]) -> Refusal | None:
+    """Why no key and no project can have these; None if one can."""
+    flaw = flaw_of(tags, most=DEFAULTS_MAX, bytes_max=DEFAULT_BYTES_MAX)
+    return refusals.invalid(f"its jobs and calls can't be marked so: {flaw}", code="invalid_tags") if flaw else None
 
 
 def _kept(core: Core, account_id: AccountId) -> Organisation:

@@ -98,6 +98,8 @@ class Key:
     """"" = that which is called like the account."""
     member: str = ""
     """Whose it is; "" = nobody's."""
+    tags: tuple[str, ...] = ()
+    """Of its own."""
 
 
 class Eviction(msgspec.Struct, frozen=True, kw_only=True, gc=False):

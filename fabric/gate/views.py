@@ -361,7 +361,7 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     price_microcny_per_ct: int = 0
     """What a token costs on the account's plan."""
     name: str = ""
-    """The key's."""
+    tags: tuple[str, ...] = ()
     limit_uhs: int | None = None
     spent_uhs: int = 0
     requests_per_min: int = 0

@@ -296,6 +296,7 @@ def _changed(told: Told, known: Callable[[str], JobHistory | None]) -> Iterator[
         if record.job_id and (job := known(record.job_id)) is not None:
             yield replace(
                 job,
+                tags=record.tags or job.tags,
                 charged_uhs=job.charged_uhs + record.charged_uhs,
                 refunded_uhs=job.refunded_uhs + record.refunded_uhs,
                 ended_at_us=max(job.ended_at_us or 0, record.ended_at_us),

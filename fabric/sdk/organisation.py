@@ -1,6 +1,7 @@
 """A customer's organisation: which wallet pays for which project, and who may act for it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fabric.client.client import Client, new_request_id
@@ -19,20 +20,23 @@ class Organisation:
         found: dict[str, Any] = json.loads(self._client.call(pb.GetOrganisationRequest(), pb.Document).json)
         return found
 
-    def create_project(self, project: str, *, wallet: str, name: str = "") -> None:
+    def create_project(self, project: str, *, wallet: str, name: str = "", tags: Sequence[str] = ()) -> None:
         """Make a project that this wallet of the organisation pays for, and no other, ever.
 
         Args:
             project: its name, of 1 to 64 of A-Z, a-z, 0-9 and '-_.@+'.
             wallet: the account that pays.
             name: what it is shown as.
+            tags: what all its jobs and calls are marked with, such as "cost-centre=4711": at most 8, of 512 bytes together.
 
         Raises:
-            InvalidRequest: `unknown_wallet`: it is none of the organisation's; `invalid_name`.
+            InvalidRequest: `unknown_wallet`: it is none of the organisation's; `invalid_name`; `invalid_tags`.
             Conflict: `project_exists`.
             PermissionDenied: the key isn't an owner's.
         """
-        request = pb.CreateProjectRequest(request_id=new_request_id(), project=project, wallet=wallet, name=name)
+        request = pb.CreateProjectRequest(
+            request_id=new_request_id(), project=project, wallet=wallet, name=name, tags=tags
+        )
         self._client.call(request, pb.Accepted)
 
     def close_project(self, project: str) -> None:

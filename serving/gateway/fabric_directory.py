@@ -82,6 +82,7 @@ class FabricDirectory:
                 for each in found.models
             },
             packages={each.asset: each.free for each in found.packages},
+            tags=tuple(found.tags),
         )
 
     async def boards(self) -> AsyncIterator[Board]:

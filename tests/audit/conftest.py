@@ -37,7 +37,7 @@ from fabric.journal.auditor import Auditor
 from fabric.journal.sqlite import SqliteJournal
 from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
-from fabric.units import UHS_PER_CT
+from fabric.units import UHS_PER_CT, KeyId
 
 KEY = bytes(range(32))
 ORIGIN = "fabric.example/test"
@@ -121,10 +121,18 @@ class Log:
             answers += await self.writer.submit([event])
         return answers
 
-    async def run_job(self, account: str, *, job_id: str, metered_with: tuple[str, ...] = (), **wanted: Any) -> None:
+    async def run_job(
+        self,
+        account: str,
+        *,
+        job_id: str,
+        metered_with: tuple[str, ...] = (),
+        key_id: KeyId | None = None,
+        **wanted: Any,
+    ) -> None:
         """A job from submission to settlement, on one device for ten minutes."""
         spec = JobSpec(name="train", kind=JobKind.FUNCTION, accelerators=("H100",), limit_uhs=CT, **wanted)
-        await self.write([Submit(job_id=job_id, account_id=account, spec=spec, request_id=job_id)])
+        await self.write([Submit(job_id=job_id, account_id=account, spec=spec, key_id=key_id, request_id=job_id)])
         lease = self.writer.core.state.jobs[job_id].lease_id
         assert lease is not None, "there is room for it"
         await self.write([LeaseStarted(lease_id=lease)])

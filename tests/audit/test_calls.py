@@ -16,7 +16,7 @@ from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferMode
 from fabric.ledger.scopes import Service, Use
 from tests.audit.conftest import CATALOGUE, CT, calls
 from tests.audit.test_replay import replayed
-from tests.audit.test_verify import leaves_of, whole_export
+from tests.audit.test_verify import changed, leaves_of, whole_export
 
 
 @pytest.fixture
@@ -109,6 +109,21 @@ async def test_a_record_of_another_project_member_or_tag_than_its_call_is_found(
         assert {"told": "not recorded as it was told"}.get(found, "its key 'k'") in report.problem
     older = tampered(leaves, lambda entry: [entry["records"][0].pop(name) for name in ("project", "member")])
     assert verify_export(older).ok, "records of before name no project and no member"
+
+
+async def test_a_jobs_record_with_other_tags_than_its_own_its_keys_and_its_projects_is_found(log):
+    project, member, key, *_ = marked("acme")
+    project = msgspec.structs.replace(project, tags=("cost-centre=7", "team=red"))
+    await log.write([project, member, msgspec.structs.replace(key, tags=("team=blue",))])
+    await log.run_job("acme", job_id="j", key_id="k", tags=("exp7",))
+    leaves = leaves_of(await log.export())
+    assert verify_export(whole_export(leaves)).ok
+    (at,) = (seq for seq, leaf in enumerate(leaves) if json.loads(leaf)["records"])
+    (record,) = json.loads(leaves[at])["records"]
+    assert record["tags"] == ["cost-centre=7", "team=blue", "exp7"]
+    report = verify_export(whole_export(changed(leaves, at, records=[record | {"tags": ["team=blue", "exp7"]}])))
+    assert not report.ok
+    assert "has the tags" in report.problem
 
 
 def marked(account: str) -> list:

@@ -23,15 +23,25 @@ def test_a_member_is_invited_works_and_leaves(house, run):
 
 
 def test_usage_is_summed_by_project_and_by_member(house, run):
-    run("projects", "create", "dev", "--wallet", "acme")
+    run("projects", "create", "dev", "--wallet", "acme", "--tag", "cost-centre=7")
+    assert "cost-centre=7" in run("projects", "ls").output
     key = json.loads(run("members", "invite", "dan", "--role", "developer", "--project", "dev", "--json").output)[
         "api_key"
     ]
     for api_key in (key, house.acme):
         house.fabric(api_key).submit(lambda: None, tokens=1).wait(timeout=20)
-    for by, names in (("project", {"dev", "acme"}), ("member", {"dan", "–"})):
-        rows = json.loads(run("usage", "--by", by, "--json").output)
-        assert {row[by]: row["records"] for row in rows} == dict.fromkeys(names, 1)
+    charged = sum(int(row["charged_uhs"]) for row in json.loads(run("usage", "--json").output))
+    assert charged
+    for by, names in (("project", {"dev", "acme"}), ("member", {"dan", "–"}), ("tag:cost-centre", {"7", "–"})):
+        for more in ([], ["--since", "2001-01-01"]):
+            rows = json.loads(run("usage", "--by", by, *more, "--json").output)
+            assert {row[by]: row["records"] for row in rows} == dict.fromkeys(names, 1)
+            assert sum(int(row["charged_uhs"]) for row in rows) == charged
+    parts = [json.loads(run("statement", "--project", name, "--json").output) for name in ("dev", "acme", "none")]
+    assert [len(part["records"]) for part in parts] == [1, 1, 0]
+    assert sum(int(part["charged_uhs"]) for part in parts) == charged, "projects of one wallet add up to it"
+    assert "project dev" in run("statement", "--project", "dev").output
+    assert len(json.loads(run("usage", "--project", "dev", "--json").output)) == 1
 
 
 def test_an_operator_suspends_resumes_and_closes(house, run):

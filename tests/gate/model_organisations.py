@@ -30,6 +30,7 @@ MAY = {
     "read-only": {"read"},
 }
 roles = st.sampled_from(sorted(MAY))
+TAGS = st.lists(st.sampled_from(["team=red", "team=blue", "app=x", "exp7"]), max_size=3, unique=True)
 
 
 class OrganisationRules(Driver):
@@ -45,6 +46,8 @@ class OrganisationRules(Driver):
         """How the account stands that is suspended and closed here."""
         self.member_keys = {}
         """By id: account, project, member."""
+        self.given_tags = {}
+        """By id of a key, and by account and name of a project."""
 
     def owners(self, account):
         return [
@@ -76,15 +79,15 @@ class OrganisationRules(Driver):
             assert isinstance(outcome, Accepted)
             self.members[account, name] = [now if leaves else role, not leaves]
 
-    @rule(account=accounts, name=st.sampled_from(["dev", "prod"]), wallet=accounts, closes=st.booleans())
-    def project(self, account, name, wallet, closes):
+    @rule(account=accounts, name=st.sampled_from(["dev", "prod"]), wallet=accounts, closes=st.booleans(), tags=TAGS)
+    def project(self, account, name, wallet, closes, tags):
         known = self.projects.get((account, name))
         if closes:
             outcome = self.ask(CloseProject(account_id=account, project=name))
             assert outcome.code == "not_found" if known is None else isinstance(outcome, Accepted)
             self.projects |= {} if known is None else {(account, name): False}
             return
-        outcome = self.ask(CreateProject(account_id=account, project=name, wallet=wallet))
+        outcome = self.ask(CreateProject(account_id=account, project=name, wallet=wallet, tags=tuple(tags)))
         if wallet != account:
             assert outcome.code == "unknown_wallet"
         elif known is not None:
@@ -92,13 +95,19 @@ class OrganisationRules(Driver):
         else:
             assert isinstance(outcome, Accepted)
             self.projects[account, name] = True
+            self.given_tags[account, name] = tags
 
     @rule(
-        account=accounts, project=st.sampled_from(["", "dev", "prod"]), member=st.sampled_from(["", "mo", "li", "wu"])
+        account=accounts,
+        project=st.sampled_from(["", "dev", "prod"]),
+        member=st.sampled_from(["", "mo", "li", "wu"]),
+        tags=TAGS,
     )
-    def members_key(self, account, project, member):
+    def members_key(self, account, project, member, tags):
         key_id = self.name("m")
-        event = CreateKey(key_id=key_id, account_id=account, secret_sha256="", project=project, member=member)
+        event = CreateKey(
+            key_id=key_id, account_id=account, secret_sha256="", project=project, member=member, tags=tuple(tags)
+        )
         outcome = self.ask(event)
         if project and not self.projects.get((account, project)):
             assert outcome.code in ("not_found", "project_closed")
@@ -107,6 +116,7 @@ class OrganisationRules(Driver):
         else:
             assert isinstance(outcome, Accepted)
             self.member_keys[key_id] = (account, project, member)
+            self.given_tags[key_id] = tags
 
     @rule(what=st.sampled_from(["suspend", "suspend", "resume", "resume", "close"]), sure=st.integers(0, 3))
     def standing(self, what, sure):

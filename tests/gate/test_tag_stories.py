@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fabric.charging.tags import BYTES_MAX, OWN_MAX, TAGS_MAX, clipped, flaw_of, inherited, name_of
 from fabric.gate.account_events import AddMember, CloseProject, CreateKey, CreateProject, RemoveMember, RevokeKey
 from fabric.gate.events import Submit
+from fabric.gate.questions import CallerOf, JobOf, JobsOf, KeyOf, OrganisationOf
 from fabric.gate.roles import Role
 from fabric.gate.serving_events import Authorize, SettleHold
 from tests.gate.conftest import finished, metered, removed, started, top_up
@@ -80,6 +81,60 @@ def test_what_becomes_of_a_key_a_project_and_a_member_changes_no_record(company)
     record = ran(company, "k-dan", before_the_end=ends)
     (late,) = settled(company, call("late", key_id="k-dan"))
     assert {(each.project, each.member) for each in (record, late)} == {("search", "dan")}
+
+
+# -- what a key and a project give ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marked(company):
+    """A project and a key of it with tags, and a key of theirs without."""
+    company.must(CreateProject(account_id="ada", project="lab", wallet="ada", tags=("cost-centre=1", "team=red")))
+    company.must(CreateKey(key_id="k-1", account_id="ada", secret_sha256="", project="lab", tags=("team=blue",)))
+    company.must(CreateKey(key_id="k-2", account_id="ada", secret_sha256="", project="lab"))
+    return company
+
+
+@pytest.mark.parametrize(
+    ("key_id", "tags"),
+    [
+        ("k-1", ("cost-centre=1", "team=blue", "exp7", "app=x")),
+        ("k-2", ("cost-centre=1", "team=red", "exp7", "app=x")),
+        ("k-ads", ("exp7", "app=x")),
+        (None, ("exp7", "app=x")),
+    ],
+)
+def test_a_job_has_its_projects_tags_and_its_keys_and_its_own(marked, key_id, tags):
+    marked.must(Submit(job_id="j", account_id="ada", spec=spec(tags=("exp7", "app=x")), key_id=key_id))
+    assert marked.gate.ask(JobOf(job_id="j"), marked.now_us).tags == tags
+    found = marked.gate.ask(JobsOf(account_id="ada", tags=("app=x", *tags[:1])), marked.now_us)
+    assert [job.job_id for job in found] == ["j"], "it is found by them"
+    for event in (started(), metered(1), finished("succeeded")):
+        marked.do(event)
+    assert marked.do(removed()).records[0].tags == tags
+
+
+def test_a_jobs_own_tag_counts_before_its_keys_and_that_before_its_projects(marked):
+    assert ran(marked, "k-1").tags == ("cost-centre=1", "exp7", "team=red")
+
+
+def test_gateways_are_told_what_a_keys_calls_are_marked_with(marked):
+    told = {name: marked.gate.ask(CallerOf(key_id=name), marked.now_us).tags for name in ("k-1", "k-2", "k-ads")}
+    assert told == {"k-1": ("cost-centre=1", "team=blue"), "k-2": ("cost-centre=1", "team=red"), "k-ads": ()}
+    assert marked.gate.ask(KeyOf(key_id="k-1"), marked.now_us).tags == told["k-1"]
+    shown = marked.gate.ask(OrganisationOf(account_id="ada"), marked.now_us)
+    assert {each.project: each.tags for each in shown.projects}["lab"] == ("cost-centre=1", "team=red")
+
+
+@pytest.mark.parametrize(
+    "tags", [("a=1",) * 9, ("a b=1",), ("a=\n",), ("a=" + "x" * 250, "b=" + "x" * 250, "c=" + "x" * 20)]
+)
+def test_a_key_and_a_project_have_no_more_tags_than_a_record_can_keep_of_them(marked, tags):
+    for event in (
+        CreateKey(key_id="k", account_id="ada", secret_sha256="", tags=tags),
+        CreateProject(account_id="ada", project="p", wallet="ada", tags=tags),
+    ):
+        assert marked.do(event).outcome.code == "invalid_tags"
 
 
 # -- how tags are inherited ----------------------------------------------------------------------------------------------
