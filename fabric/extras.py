@@ -8,7 +8,7 @@ from fabric.errors import InvalidRequest
 
 CLUSTER_PYTHON: Final = (3, 11)
 """What all processes of a cluster run: objects travel between them pickled."""
-_EXTRA_OF: Final = {"cryptography": "audit", "torch": "train", "stripe": "stripe"}
+_EXTRA_OF: Final = {"cryptography": "audit", "torch": "train", "stripe": "stripe", "apprise": "chats"}
 _OURS: Final = frozenset({"fabric", "training"})
 
 

@@ -11,7 +11,7 @@ from fabric.client.client import new_request_id
 from fabric.wire import fabric_pb2 as pb
 
 app = typer.Typer(
-    help="Word in time, by webhook: a runway that runs out, limits and packages nearly used, tokens that expire, what becomes of"
+    help="Word in time, by webhook or in a chat: a runway that runs out, limits and packages nearly used, tokens that expire, what becomes of"
     " jobs, payments that fail.",
     no_args_is_help=True,
 )
@@ -23,7 +23,13 @@ EndpointId = Annotated[
 
 @app.command("add")
 def add(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where your server listens: https://HOST/...")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="Where your server listens: https://HOST/...; or a chat: slack://, dingtalk://, feishu:// or wecombot://, as apprise writes them.",
+        ),
+    ],
     *,
     of: Annotated[
         str, typer.Option("--of", help="Of what, as in job.ended,job.parked,balance.runway; not given: of everything.")
@@ -31,7 +37,7 @@ def add(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Have notices sent to a webhook, and show the secret that signs them, once.
+    """Have notices sent to a webhook or a chat, and show the secret that signs them, once.
 
     Each is a POST of JSON as Standard Webhooks has it: check the header webhook-signature with the secret, answer 2xx, and keep the
     header webhook-id: the same notice may come again.
@@ -106,8 +112,9 @@ def _show_secret(answer: pb.Document, *, as_json: bool) -> None:
         print_json({**found["endpoint"], "secret": found["secret"]})
         return
     tell(f"{found['endpoint']['endpoint_id']}: {found['endpoint']['url']}")
-    say(found["secret"])
-    tell("Keep it where your server runs: it is not shown again.")
+    if found["secret"]:
+        say(found["secret"])
+        tell("Keep it where your server runs: it is not shown again.")
 
 
 def _print(answer: pb.Document, title: str, columns: dict[str, Any], *, as_json: bool) -> None:

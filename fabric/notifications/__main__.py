@@ -13,6 +13,7 @@ from fabric import logs
 from fabric.clock import SteadyClock
 from fabric.journal.followers import Follower
 from fabric.notifications.addresses import networks
+from fabric.notifications.chats import Ways
 from fabric.notifications.deliverer import Deliverer
 from fabric.notifications.process import Task
 from fabric.notifications.store import open_store
@@ -41,7 +42,7 @@ async def _tell(task: Task) -> None:
     store = open_store(task.place)
     watcher = Watcher(task.place.journal(), store, now_us=now_us)
     follower = Follower(task.place.journal(), watcher, name="notices", first=FROM_THE_END)
-    sender = Sender(networks(task.private_networks))
+    sender = Ways(Sender(networks(task.private_networks)))
     await asyncio.gather(
         follower.run(), _watch_time(watcher), Deliverer(open_store(task.place), sender, now_us=now_us).run()
     )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fabric.errors import Conflict
 from fabric.journal.followers import Position
+from fabric.notifications import chats
 from fabric.notifications.endpoints import SECRET_BYTES, Endpoint, Secret, check_url, secret_of
 from fabric.notifications.notice import Kind, Notice, notice_id
 from fabric.notifications.store import NoticeStore
@@ -41,13 +42,14 @@ class NoticeDesk:
     async def add(
         self, account_id: str, url: str, kinds: Sequence[Kind], *, request_id: str
     ) -> tuple[dict[str, Any], str]:
-        """A new endpoint, and its secret. Asked again with the same request id it is the same one.
+        """A new endpoint, and its secret; a chat has none (""). Asked again with the same request id it is the same one.
 
         Raises:
             InvalidRequest: `url` is no address of a webhook.
             Conflict: the account has as many as it may have, or the request id was another endpoint's.
         """
-        check_url(url)
+        is_chat = chats.is_chat(url)
+        chats.check(url) if is_chat else check_url(url)
         named = hashlib.sha256(f"{account_id}/{request_id}".encode()).hexdigest()[:12]
         endpoint_id = f"end-{named}"
         for each in await self._store.endpoints(account_id):
@@ -56,15 +58,15 @@ class NoticeDesk:
                     raise Conflict(
                         f"the request id {request_id!r} was for another endpoint", code="idempotency_conflict"
                     )
-                return shown(each), each.secrets[0].text
-        secret = secret_of(secrets.token_bytes(SECRET_BYTES))
+                return shown(each), each.secrets[0].text if each.secrets else ""
+        secret = "" if is_chat else secret_of(secrets.token_bytes(SECRET_BYTES))
         endpoint = Endpoint(
             endpoint_id=endpoint_id,
             account_id=account_id,
             url=url,
             kinds=tuple(kinds),
             made_at_us=self._now_us(),
-            secrets=(Secret(text=secret),),
+            secrets=(Secret(text=secret),) if secret else (),
         )
         await self._store.add(endpoint, from_here=await self._here())
         self._begun()
@@ -81,7 +83,13 @@ class NoticeDesk:
     async def rotate(self, account_id: str, endpoint_id: str) -> tuple[dict[str, Any], str]:
         """A new secret; the one before signs beside it for a day. `NotFound` if there is no such endpoint."""
         secret, now_us = secret_of(secrets.token_bytes(SECRET_BYTES)), self._now_us()
-        changed = await self._store.change(account_id, endpoint_id, lambda each: each.rotated(secret, now_us=now_us))
+
+        def rotated(endpoint: Endpoint) -> Endpoint:
+            if not endpoint.secrets:
+                raise Conflict(f"endpoint {endpoint_id} is a chat, which has no secret of ours", code="no_secret")
+            return endpoint.rotated(secret, now_us=now_us)
+
+        changed = await self._store.change(account_id, endpoint_id, rotated)
         return shown(changed), secret
 
     async def test(self, account_id: str, endpoint_id: str, *, request_id: str) -> str:
@@ -130,7 +138,7 @@ def shown(endpoint: Endpoint) -> dict[str, Any]:
     """An endpoint as its owner sees it. Never its secrets."""
     return {
         "endpoint_id": endpoint.endpoint_id,
-        "url": endpoint.url,
+        "url": chats.shown(endpoint.url),
         "kinds": list(endpoint.kinds),
         "made_at_us": endpoint.made_at_us,
         "secrets": len(endpoint.secrets),
