@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -197,8 +198,10 @@ async def test_the_doctor_says_how_far_each_witness_has_cosigned(log, two, tmp_p
     assert "knows another key" in (await looked(two, key=KEY[::-1]))[0].found
     unknown = (await looked(two, origin="else"))[0]
     assert (unknown.health, "--log else+" in unknown.remedy) == (Health.WARN, True)
-    gone = SimpleNamespace(at=WitnessConfig(url="http://127.0.0.1:9", key=two[0].at.key))
-    assert (await looked([gone]))[0].health is Health.WARN
+    with socket.socket() as held:  # bound, and nobody listens: whoever connects is refused
+        held.bind(("127.0.0.1", 0))
+        gone = WitnessConfig(url=f"http://127.0.0.1:{held.getsockname()[1]}", key=two[0].at.key)
+        assert (await looked([SimpleNamespace(at=gone)]))[0].health is Health.WARN
     two[0].answers = lambda body, *, at_s: Answer(418, "")
     assert "it is no witness" in (await looked(two))[0].remedy
 
