@@ -22,9 +22,13 @@ from typing import Final
 
 BEFORE: Final = 0
 """The rules of a journal that hasn't said by which: begun before 0.2.0, or new. They decide like 1."""
-RULES: int = 1
+PRICES_OF_THEIR_TIME: Final = 2
+"""Use on credit that is booked after other prices began has the price of its time, subscribers keep their terms until they were told
+of others and a cycle has passed, and policy that is set by hand says nothing of prices.
+"""
+RULES: int = 2
 """The newest rules that this code knows, and goes over to."""
-SINCE: dict[int, str] = {1: "0.2.0"}
+SINCE: dict[int, str] = {1: "0.2.0", 2: "0.2.0"}
 """The first release that knew them: none before it can go on with a journal that was taken over by them."""
 FORMAT: int = 1
 """Of the snapshots that this code writes and reads."""

@@ -114,6 +114,17 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     components: tuple[Component, ...]
 
 
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """When an offer ends, and what becomes then of those who have it."""
+
+    at_us: int
+    """Nobody begins it from then on, and no cycle of it begins."""
+    then: str = ""
+    """The subscription that its subscribers go on with; "" = none, theirs stops."""
+    keeps_rollover: bool = False
+    """Whether what would be carried over into the next cycle is good for as long as that would have been; else it expires."""
+
+
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens granted every cycle."""
 
@@ -135,12 +146,20 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     restriction: Restriction = UNRESTRICTED
     asset: str = COMPUTE
     """What it grants; of LLM tokens, the amounts here are in thousandths of one of weight 1 (`fabric.charging.packages`)."""
+    ends: Ends | None = None
+    """None = nobody has said that it does."""
+
+    def is_over(self, at_us: int) -> bool:
+        """Whether no cycle of it begins any more."""
+        return self.ends is not None and self.ends.at_us <= at_us
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is for sale. Names are unique within their kind."""
 
     version: int
+    effective_from_us: int = 0
+    """From when on it holds; 0 = from when it is said."""
     plans: tuple[Plan, ...]
     bundles: tuple[Bundle, ...] = ()
     subscriptions: tuple[Subscription, ...] = ()

@@ -6,8 +6,8 @@ nobody saw as f = 1. Its weight follows the clock: time is cut where another hou
 know holds: whoever asks captures.
 """
 
-from collections.abc import Iterator
-from typing import Final, Self
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -15,7 +15,7 @@ from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.clockwork import Span, Terms
 from fabric.charging.rating import Meter, burn_per_s, worst_per_s
 from fabric.charging.records import Cdr
-from fabric.charging.rounding import half_even
+from fabric.charging.rounding import half_even, up
 from fabric.units import MICROS_PER_S, PPM, Fraction
 
 RECENT_US: Final = 5_000_000
@@ -28,6 +28,14 @@ class Window(msgspec.Struct, frozen=True, array_like=True, gc=False):
     window_us: int
     busy_us: int
     charged_uhs: int
+
+
+class Due(NamedTuple):
+    """What a part of metered time adds to the charge."""
+
+    until_us: int
+    """Its end; it begins where the part before ends."""
+    uhs: int
 
 
 class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
@@ -102,7 +110,21 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         )
 
     def extend(self, *, seq: int, window_us: int, busy_us: int, now_us: int, estimated: bool = False) -> int:
-        """What one sample adds to the charge, in µHs.
+        """What one sample adds to the charge, in µHs: all parts of `charge` together."""
+        dues = self.charge(seq=seq, window_us=window_us, busy_us=busy_us, now_us=now_us, estimated=estimated)
+        return sum(due.uhs for due in dues)
+
+    def charge(
+        self,
+        *,
+        seq: int,
+        window_us: int,
+        busy_us: int,
+        now_us: int,
+        estimated: bool = False,
+        cuts: Sequence[int] = (),
+    ) -> list[Due]:
+        """What one sample adds to the charge, by parts of its time: it is cut where its weight turns, and at `cuts`.
 
         Args:
             seq: counts the samples; one that was charged already, or is older than one that was, adds nothing.
@@ -110,36 +132,44 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
             busy_us: device-time in use within it.
             now_us: by the gate's clock: no lease pays for more time than has passed there.
             estimated: the agent could not see all of it: charged as f = 1, whatever `busy_us` says.
+            cuts: moments at which something else turns, such as what a token costs.
         """
         if seq <= self.seq:
-            return 0
+            return []
         self.seq = seq
         unmetered_us = max(now_us - self.started_at_us - self.metered_us, 0)
         charged_us = min(max(window_us, 0), unmetered_us)
         if charged_us == 0:
-            return 0
+            return []
         if estimated:
-            return self.gap(window_us=charged_us)
+            return self.charge_gap(window_us=charged_us, cuts=cuts)
         busy_us = min(max(busy_us, 0), self.devices * window_us) * charged_us // window_us
-        due_uhs = done_us = 0
-        for piece_us in self._pieces(charged_us):
+        dues, done_us = list[Due](), 0
+        for piece_us in self._pieces(charged_us, cuts):
             done_us, before_us = done_us + piece_us, done_us
             busy = busy_us * done_us // charged_us - busy_us * before_us // charged_us
-            due_uhs += self.meter.add(devices=self.devices, window_us=piece_us, busy_us=busy)
+            due_uhs = self.meter.add(devices=self.devices, window_us=piece_us, busy_us=busy)
             self.metered_us += piece_us
-        self._note(charged_us, busy_us, due_uhs)
-        return due_uhs
+            dues.append(Due(self.at_us, due_uhs))
+        self._note(charged_us, busy_us, sum(due.uhs for due in dues))
+        return dues
 
     def gap(self, *, window_us: int) -> int:
-        """What time adds to the charge that nobody metered: it counts as f = 1, and as estimated."""
-        due_uhs = 0
-        for piece_us in self._pieces(max(window_us, 0)):
-            due_uhs += self.meter.estimate(devices=self.devices, window_us=piece_us)
+        """What time adds to the charge that nobody metered: all parts of `charge_gap` together."""
+        return sum(due.uhs for due in self.charge_gap(window_us=window_us))
+
+    def charge_gap(self, *, window_us: int, cuts: Sequence[int] = ()) -> list[Due]:
+        """What time adds to the charge that nobody metered, by its parts: it counts as f = 1, and as estimated."""
+        dues = list[Due]()
+        for piece_us in self._pieces(max(window_us, 0), cuts):
+            due_uhs = self.meter.estimate(devices=self.devices, window_us=piece_us)
             self.metered_us += piece_us
             self.estimated_us += piece_us
+            dues.append(Due(self.at_us, due_uhs))
         if window_us > 0:
-            self._note(window_us, self.devices * window_us * REFERENCE_PPM // PPM, due_uhs)
-        return due_uhs
+            busy_us = self.devices * window_us * REFERENCE_PPM // PPM
+            self._note(window_us, busy_us, sum(due.uhs for due in dues))
+        return dues
 
     def foresee(self, later: tuple[Terms, ...], *, now_us: int) -> None:
         """Other prices begin later than now: these, in the order of their dates, in place of those that were known."""
@@ -166,16 +196,15 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         later_us = self.terms[1].since_us if len(self.terms) > 1 else None
         return min((us for us in (turn_us, later_us) if us is not None), default=None)
 
-    def _pieces(self, window_us: int) -> Iterator[int]:
-        """The next so much time, cut where its weight turns; the meter is of each piece's weight while that is in hand."""
-        if not self.terms:
-            if window_us:
-                yield window_us
-            return
+    def _pieces(self, window_us: int, cuts: Sequence[int]) -> Iterator[int]:
+        """The next so much time, cut where its weight turns and at `cuts`; the meter is of each piece's weight while that is in
+        hand.
+        """
         while window_us:
-            self._turn()
-            turn_us = self.next_turn_us()
-            piece_us = window_us if turn_us is None else min(window_us, turn_us - self.at_us)
+            if self.terms:
+                self._turn()
+            turns = [us for us in (self.next_turn_us(), *cuts) if us is not None and us > self.at_us]
+            piece_us = min(window_us, min(turns) - self.at_us) if turns else window_us
             window_us -= piece_us
             yield piece_us
 
@@ -267,11 +296,38 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     @property
     def worst_uhs_per_s(self) -> int:
         """What it burns at most in a second, at any hour and by all prices that are known; at least 1."""
-        meter = self.meter
+        return max(uhs_per_s for _, uhs_per_s in self._worst())
+
+    def covered_until_us(self, held_uhs: int) -> int:
+        """When so much would be used up if it burned at its worst from where it is metered: of prices that begin later, from then."""
+        at_us, left_uhs = self.at_us, held_uhs
+        for until_us, uhs_per_s in self._worst():
+            if until_us is None or left_uhs * MICROS_PER_S < (until_us - at_us) * uhs_per_s:
+                return at_us + left_uhs * MICROS_PER_S // uhs_per_s
+            if until_us > at_us:
+                left_uhs -= up((until_us - at_us) * uhs_per_s, MICROS_PER_S)
+                at_us = until_us
+        raise AssertionError("the last terms that are known hold on")
+
+    def worst_by(self, until_us: int) -> int:
+        """What it burns at most in a second until a moment."""
+        begins_us, worst = self.at_us, 0
+        for ends_us, uhs_per_s in self._worst():
+            if not worst or begins_us < until_us:
+                worst = max(worst, uhs_per_s)
+            begins_us = begins_us if ends_us is None else max(begins_us, ends_us)
+        return worst
+
+    def _worst(self) -> Iterator[tuple[int | None, int]]:
+        """Until when (None = for good) it burns at most how much in a second, at any hour."""
+        meter, terms = self.meter, self.terms
         now = worst_per_s(self.devices, meter.weight_ppm, meter.curve.max_ppm, meter.fraction)
-        for terms in self.terms:
-            now = max(now, worst_per_s(self.devices, terms.peak_ppm, terms.curve.max_ppm, meter.fraction))
-        return now
+        if not terms:
+            yield None, now
+        for at, each in enumerate(terms):
+            worst = worst_per_s(self.devices, each.peak_ppm, each.curve.max_ppm, meter.fraction)
+            until_us = terms[at + 1].since_us if at + 1 < len(terms) else None
+            yield until_us, worst if at else max(worst, now)
 
     @property
     def burn_uhs_per_s(self) -> int:

@@ -50,6 +50,8 @@ class Tariffs(msgspec.Struct, frozen=True, kw_only=True):
     """Every weight, and the burn curve."""
 
     version: int
+    effective_from_us: int = 0
+    """From when on they hold; 0 = from when they are said."""
     name: str = ""
     notes: str = ""
     utc_offset_minutes: int = 0

@@ -159,7 +159,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
         case LotTermsOf():
             return _lots(core, question, now_us)
         case PricesOf():
-            return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
+            return Prices(tariffs=core.tariffs, catalogue=core.catalogue, announced=tuple(state.announced))
         case WhyOf():
             job = state.jobs.get(question.job_id)
             visible = job is not None and question.account_id in (None, job.account_id)

@@ -3,11 +3,9 @@
 Whoever runs, waits or owes now was given a price, a plan and credit: none of these is taken away by a change.
 """
 
-from typing import Final
-
 from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Mode
 from fabric.charging.packages import UNITS_MAX, weights_of
-from fabric.gate import models, refusals, treasury
+from fabric.gate import dated_prices, refusals, treasury
 from fabric.gate.caps import CAP_MAX
 from fabric.gate.core import Core
 from fabric.gate.events import Configure
@@ -16,27 +14,17 @@ from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.payments import WAYS
 from fabric.gate.prices import unpriced
 from fabric.gate.questions import PolicyView
-from fabric.ledger import packages as ledgers
 from fabric.placement.quota_terms import POLICY_COUNT_MAX
 from fabric.placement.quotas import Policy
 from fabric.units import AMOUNT_UHS_MAX, LLM, format_ct
 
-HOUR_US: Final = 3_600_000_000
-
 
 def configure(core: Core, event: Configure) -> Outcome:
-    """Prices and plans from now on; refused where that would leave somebody or something without one."""
-    if refusal := _leaves_out(core, event):
+    """Prices and plans from now on, or from their date on; refused where that would leave somebody or something without one."""
+    if refusal := dated_prices.refused(core, event) or _leaves_out(core, event):
         return refusal
-    _fix_prices(core, event.catalogue)
-    core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
-    core.state.payments = event.payments
-    ledgers.settings(
-        core.book, operator=event.operator, settlement_window_us=event.catalogue.settlement_hours * HOUR_US
-    )
-    core.note_prices()
-    core.note_dunning()
-    models.reprice(core)
+    core.state.operator, core.state.payments = event.operator, event.payments
+    dated_prices.hear(core, event)
     if event.caps is not None:
         core.state.caps = event.caps
     if event.policy is not None:
@@ -72,14 +60,6 @@ def _follow(core: Core, policy: Policy, *, by_hand: bool) -> None:
         core.replan = True
 
 
-def _fix_prices(core: Core, catalogue: Catalogue) -> None:
-    """What was used on credit so far keeps the price of its time."""
-    for account_id, account in core.state.accounts.items():
-        before, after = core.plan_of(account_id), catalogue.plan(account.plan)
-        if after is not None and after.price_microcny_per_ct != before.price_microcny_per_ct:
-            core.book.set_price(account_id, microcny_per_ct=before.price_microcny_per_ct)
-
-
 def _stay_postpaid(core: Core, catalogue: Catalogue) -> list[str]:
     """Plans that would become prepaid under accounts with credit."""
     found = []
@@ -111,6 +91,7 @@ def _leaves_out(core: Core, event: Configure) -> Outcome | None:
             "a cycle of at least one day",
             [offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1],
         ),
+        ("catalogue", "a subscription to go on with for each that ends so", _lead_nowhere(event.catalogue)),
     )
     for what, need, missing in lacks:
         if missing:
@@ -136,6 +117,12 @@ def _mistaken(event: Configure) -> Outcome | None:
             f"payments are believed as in {' or '.join(WAYS)}, not as in {event.payments!r}", code="invalid_config"
         )
     return None
+
+
+def _lead_nowhere(catalogue: Catalogue) -> list[str]:
+    """Subscriptions whose subscribers are to go on with one that isn't there."""
+    ends = [(offer.name, offer.ends.then) for offer in catalogue.subscriptions if offer.ends is not None]
+    return [then for name, then in ends if then and (then == name or catalogue.subscription(then) is None)]
 
 
 def _too_large(catalogue: Catalogue) -> tuple[str, ...]:

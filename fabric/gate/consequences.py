@@ -8,7 +8,19 @@ back in line, and where tokens have become free, jobs that waited for them go on
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import auto_top_up, closing, credit, holds, invoices, jobs, keys, leases, parked, subscriptions
+from fabric.gate import (
+    auto_top_up,
+    closing,
+    credit,
+    dated_prices,
+    holds,
+    invoices,
+    jobs,
+    keys,
+    leases,
+    parked,
+    subscriptions,
+)
 from fabric.gate.core import Core
 from fabric.ledger.expiry import count_due
 from fabric.ledger.transfers import CT
@@ -23,16 +35,16 @@ _FREES: Final = frozenset(
 
 
 def let_time_pass(core: Core, *, most: int | None = None) -> bool:
-    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due. Whether anything had.
+    """Let prices begin, renew subscriptions, let holds lapse and lots expire: each dated when it fell due. Whether anything had.
 
     Args:
         core: whose time.
         most: so many things at most; where more is due, the core says that it is behind. None = all that is due.
     """
-    now_us = core.now_us
+    now_us, prices_began = core.now_us, _let_prices_begin(core)
     is_due = any(due_us is not None and due_us <= now_us for due_us in (core.renewal_due_us, core.dunning_due_us))
     if not is_due and not core.book.is_due(now_us):
-        return False
+        return prices_began
     left = subscriptions.renew(core, most=most)
     invoices.follow(core)
     renewal_us = core.renewal_due_us
@@ -50,6 +62,17 @@ def let_time_pass(core: Core, *, most: int | None = None) -> bool:
             holds.shrink(core, job, short_uhs)
             jobs.park_expired(core, job)
     return True
+
+
+def _let_prices_begin(core: Core) -> bool:
+    """Whether any that were announced have. What is due of invoices before is done by the terms of before."""
+    now_us, have_begun = core.now_us, False
+    while (since_us := dated_prices.due_us(core)) is not None and since_us <= now_us:
+        core.now_us = since_us - 1
+        invoices.follow(core)
+        core.now_us, have_begun = now_us, True
+        dated_prices.take_effect(core)
+    return have_begun
 
 
 def is_behind(core: Core, now_us: int) -> bool:

@@ -8,7 +8,7 @@ import heapq
 from collections import deque
 from typing import Final
 
-from fabric.charging.catalogue import Catalogue, Plan
+from fabric.charging.catalogue import Catalogue, Plan, Subscription
 from fabric.charging.dunning import CLOSE, PARK, STOP, Step, next_step
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
@@ -54,6 +54,7 @@ class Core:
         "behind",
         "book",
         "changed",
+        "coming",
         "dunning_due_us",
         "freed",
         "held",
@@ -95,6 +96,8 @@ class Core:
         self.replan = False
         """Whether who waits or what is free has changed: the planner is asked once, when all is said."""
         self.price_list: PriceList | None = None
+        self.coming: list[tuple[int, PriceList]] = []
+        """Tariffs that are announced, and from when on they hold: derived."""
         self.behind = False
         """Whether more falls due by now than this event has seen to."""
         self.renewals: list[tuple[int, AccountId, str]] = []
@@ -244,6 +247,10 @@ class Core:
         assert self.price_list is not None, "the gate is configured before anything is sold"
         return self.price_list
 
+    def prices_until(self, until_us: int) -> list[PriceList]:
+        """Those in force, and those that are announced to begin before a moment."""
+        return [self.prices, *(each for since_us, each in self.coming if since_us < until_us)]
+
     def plan_of(self, account_id: AccountId) -> Plan:
         """What the account is on; no plan that an account is on ever leaves the catalogue."""
         return self.plans[self.state.accounts[account_id].plan]
@@ -252,11 +259,16 @@ class Core:
         """Whose rank and rights the account has: its own plan's, and those of the subscriptions that run, as long as they do."""
         found = [self.plan_of(account_id)]
         for record in self.subscribed_by.get(account_id, ()):
-            offer = self.catalogue.subscription(record.subscription)
+            offer = self.offer_of(record)
             plan = self.plans.get(offer.plan) if offer is not None and record.past_due_at_us is None else None
             if plan is not None:
                 found.append(plan)
         return found
+
+    def offer_of(self, record: SubscriptionRecord) -> Subscription | None:
+        """The terms of the cycle that a subscription is in; None = there is nothing of that name."""
+        steps = self.state.offers.get(record.subscription)
+        return self.catalogue.subscription(record.subscription) if steps is None else steps[record.terms].offer
 
     def rank_of(self, account_id: AccountId) -> int:
         """The account's place in the queue, as its best plan has it: 0 goes first."""
@@ -265,9 +277,15 @@ class Core:
         return min(plan.tier_rank for plan in self.plans_of(account_id))
 
     def note_prices(self) -> None:
-        """Tariffs and catalogue were set."""
+        """Tariffs and catalogue were set, or announced."""
         tariffs, catalogue = self.state.tariffs, self.state.catalogue
-        self.price_list = None if tariffs is None else PriceList(tariffs, operator=self.state.operator)
+        operator = self.state.operator
+        self.price_list = None if tariffs is None else PriceList(tariffs, operator=operator)
+        self.coming = [
+            (each.since_us, PriceList(each.tariffs, operator=operator))
+            for each in self.state.announced
+            if each.tariffs is not None
+        ]
         self.plans = {plan.name: plan for plan in catalogue.plans} if catalogue is not None else {}
 
     def keep_subscription(self, record: SubscriptionRecord) -> None:

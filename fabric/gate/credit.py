@@ -7,7 +7,7 @@ reports the calls that were paid from its hold; what they cost is reckoned here,
 
 from typing import Final
 
-from fabric.gate import calls, keys, limits, packages, refusals, standing, usage
+from fabric.gate import calls, keys, limits, packages, prices_then, refusals, standing, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
@@ -84,6 +84,7 @@ def update(core: Core, event: UpdateHold) -> Outcome:
         used=billed.units,
         held=packages.held(core, hold),
     )
+    owed_uhs = core.book.accounts[hold.account_id].debt_uhs
     answer = core.book.update(
         event.hold_id,
         seq=event.seq,
@@ -98,6 +99,7 @@ def update(core: Core, event: UpdateHold) -> Outcome:
         return refusals.from_ledger(answer)
     if is_new:
         lost_uhs = answer.written_off_uhs
+        _price(core, event, billed, owed_uhs=owed_uhs, lost_uhs=lost_uhs)
         shares = packages.update(core, hold, seq=event.seq, used=billed.units, give=more.units)
         _note(
             core,
@@ -122,9 +124,11 @@ def settle(core: Core, event: SettleHold) -> Outcome:
         return billed
     held_uhs, is_new = hold.held_uhs, event.seq > hold.seq
     used_uhs = event.used_uhs + billed.charged_uhs
+    owed_uhs = core.book.accounts[hold.account_id].debt_uhs
     answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=used_uhs, now_us=core.now_us)
     if is_new and isinstance(answer, Settled):
         lost_uhs = answer.written_off_uhs
+        _price(core, event, billed, owed_uhs=owed_uhs, lost_uhs=lost_uhs)
         shares = packages.end(core, hold, seq=event.seq, used=billed.units)
         _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs, lost_uhs=lost_uhs, shares=shares)
     return _ended(answer)
@@ -249,6 +253,14 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int, now_us: int | None = None
         return 0
     found = limits.room(core, account_id, hold.key_id, now_us=now_us, models=hold.use.models)
     return None if found is None else max(0, found.left_uhs - max(used_uhs - hold.held_uhs, 0))
+
+
+def _price(
+    core: Core, event: UpdateHold | SettleHold, billed: calls.Bill, *, owed_uhs: int, lost_uhs: int
+) -> None:
+    """What a word told of costs what it cost when it was used."""
+    uses = prices_then.uses_of(billed.records, beside_uhs=event.used_uhs, now_us=core.now_us)
+    prices_then.note_debt(core, event.account_id, uses, owed_uhs=owed_uhs, lost_uhs=lost_uhs)
 
 
 def _note(

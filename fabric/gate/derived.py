@@ -32,6 +32,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "replan": EVENT,
         "silence_us": FIXED,
         "price_list": "tariffs and operator: made anew by `note_prices` when they are set",
+        "coming": "announced tariffs and operator: made anew by `note_prices` when these change",
         "plans": "the catalogue: made anew by `note_prices` when it is set",
         "behind": EVENT,
         "renewals": "when subscriptions are due: `note_renewal` is told of each change; what no longer stands is passed over when it comes up",
@@ -222,6 +223,7 @@ def view(core: Core) -> dict[str, Any]:
     return {
         "now_us": core.now_us,
         "prices": core.price_list and (core.price_list.accelerators, core.price_list.curve),
+        "coming": [(since_us, each.accelerators, each.curve) for since_us, each in core.coming],
         "plans": core.plans,
         "renewals": sorted({each for each in core.renewals if core.renewal_of(each) is not None}),
         "dunning_due_us": core.dunning_due_us,

@@ -25,6 +25,7 @@ from fabric.gate import (
     consequences,
     corrections,
     credit,
+    dated_prices,
     deadlines,
     derived,
     holds,
@@ -183,13 +184,12 @@ class Gate:
             core.planner.next_due_us(),
             core.renewal_due_us,
             core.dunning_due_us,
+            dated_prices.due_us(core),
         )
         return min((time for time in times if time is not None), default=None)
 
     def is_behind(self, now_us: int) -> bool:
-        """Whether more falls due by now than one tick sees to: whoever has events lets it tick until it isn't, so that no decision
-        takes long.
-        """
+        """Whether more falls due by now than one tick sees to: whoever has events lets it tick until it isn't."""
         return consequences.is_behind(self._core, max(now_us, self._core.state.now_us))
 
     def outstanding(self) -> tuple[AnyInstruction, ...]:

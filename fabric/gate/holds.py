@@ -8,7 +8,7 @@ grace at the worst burn, and its deadline is the moment when the hold would be e
 from typing import Final
 
 from fabric.charging.rating import hold_for
-from fabric.gate import limits, refusals, standing
+from fabric.gate import limits, prices_then, refusals, standing
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
 from fabric.gate.instructions import Refusal
@@ -30,16 +30,19 @@ def use_of(spec: JobSpec) -> Use:
 
 
 def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
-    """The most that the job can burn in so long on the dearest of the types it accepts, at the dearest hour."""
-    spec, prices = job.spec, core.prices
-    plan = core.state.accounts[job.account_id].plan
-    weight_ppm = prices.worst_ppm(spec.accelerators, service=spec.service, tier=plan)
-    return hold_for(
-        devices=spec.devices,
-        duration_us=duration_us,
-        weight_ppm=weight_ppm,
-        curve=prices.curve,
-        fraction=spec.fraction,
+    """The most that the job can burn in so long on the dearest of the types it accepts, at the dearest hour and by the dearest prices
+    that are known to begin meanwhile.
+    """
+    spec, plan = job.spec, core.state.accounts[job.account_id].plan
+    return max(
+        hold_for(
+            devices=spec.devices,
+            duration_us=duration_us,
+            weight_ppm=prices.worst_ppm(spec.accelerators, service=spec.service, tier=plan),
+            curve=prices.curve,
+            fraction=spec.fraction,
+        )
+        for prices in core.prices_until(core.now_us + duration_us)
     )
 
 
@@ -149,7 +152,9 @@ def capture(core: Core, job: Job, amount_uhs: int, *, from_us: int, until_us: in
     """Take what was burned between two moments off the hold: at most what is held. What was captured."""
     if amount_uhs <= 0 or job.hold_id is None:
         return 0
+    owed_uhs = core.book.accounts[job.account_id].debt_uhs
     captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
+    prices_then.note_debt(core, job.account_id, [(captured, from_us)], owed_uhs=owed_uhs)
     _spent(core, job, captured, from_us=from_us, until_us=until_us)
     return captured
 
@@ -175,16 +180,15 @@ def close(core: Core, job: Job) -> None:
 
 def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the hold would be empty if the job burned at its worst since it was last metered."""
-    assert record.started_at_us is not None
-    session = core.state.sessions[record.lease.lease_id]
-    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // session.worst_uhs_per_s
+    return core.state.sessions[record.lease.lease_id].covered_until_us(job.held_uhs)
 
 
 def runs_low_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the job is asked to checkpoint: before its hold is empty by its grace, but at most by a fifth of its limit."""
-    worst_per_s = core.state.sessions[record.lease.lease_id].worst_uhs_per_s
+    covered_us = covered_until_us(core, job, record)
+    worst_per_s = core.state.sessions[record.lease.lease_id].worst_by(covered_us)
     margin_us = min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
-    return covered_until_us(core, job, record) - margin_us
+    return covered_us - margin_us
 
 
 def renew(core: Core, job: Job) -> None:

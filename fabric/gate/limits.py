@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from fabric.charging.packages import weights_of
 from fabric.charging.rates import MTOK
 from fabric.charging.records import Cdr
-from fabric.gate import keys, limit_texts, notices, organisations, refusals
+from fabric.gate import keys, limit_texts, notices, organisations, prices_then, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
 from fabric.gate.lifecycle import StopReason
@@ -163,7 +163,7 @@ def count(
         if limit.terms.unit is Unit.CT:
             amount = amount_uhs
         elif limit.terms.unit is Unit.CNY:
-            price = core.plan_of(account_id).price_microcny_per_ct
+            price = prices_then.price_at(core, account_id, from_us)
             amount, limit.rest = divmod(limit.rest + amount_uhs * price, UHS_PER_CT)
         now, before = _divided(limit, amount, from_us, until_us)
         limit.used_before = min(max(limit.used_before + before + min(limit.used + now, 0), 0), INT64_MAX)

@@ -7,6 +7,7 @@ price has versions, all of which are kept, so that a call settled late costs wha
 import re
 from typing import Final
 
+from fabric.charging.in_force import in_force
 from fabric.charging.rates import Rate, flaw_of, rate_for
 from fabric.gate import lora, refusals
 from fabric.gate.core import Core
@@ -80,11 +81,16 @@ def withdraw(core: Core, event: WithdrawModel) -> Outcome:
     return Accepted(facts={"model": event.model})
 
 
-def reprice(core: Core) -> None:
-    """Tariffs were set: models without rates of their own follow them, where these have one; adapters come after parents."""
+def reprice(core: Core, *, dated_us: int | None = None) -> None:
+    """Tariffs were set: models without rates of their own follow them, where these have one; adapters come after parents.
+
+    Args:
+        core: whose models.
+        dated_us: since when the tariffs hold, of those that had been announced; None = since now.
+    """
     for model in sorted(core.state.models.values(), key=lambda model: bool(model.spec.parent)):
         if not model.withdrawn:
-            _follow(core, model)
+            _follow(core, model, dated_us=dated_us)
 
 
 def rate_of(core: Core, call: CallUsed) -> Rate | None:
@@ -97,11 +103,17 @@ def rate_of(core: Core, call: CallUsed) -> Rate | None:
 
 
 def price_of(model: Model, *, version: int, at_us: int) -> Price | None:
-    """A version of the price; 0 = the one in force at that time, or the first, if that is before all of them."""
-    for price in reversed(model.prices):
-        if price.version == version or (version == 0 and price.since_us <= at_us):
-            return price
-    return model.prices[0] if version == 0 else None
+    """A version of the price; 0 = the one in force at that time, or the first, if that is before all of them. So is of a version that
+    others had followed by then on a date that was known.
+    """
+    then = in_force(model.prices, at_us) or model.prices[0]
+    found = next((price for price in reversed(model.prices) if price.version == version), None)
+    if version == 0:
+        return then
+    is_over = found is not None and any(
+        price.dated and price.since_us <= at_us for price in model.prices if price.version > version
+    )
+    return then if is_over else found
 
 
 def visible_to(model: Model, account_id: AccountId | None) -> bool:
@@ -109,21 +121,22 @@ def visible_to(model: Model, account_id: AccountId | None) -> bool:
     return not model.withdrawn and (account_id is None or model.spec.dedicated_to in (None, account_id))
 
 
-def _price(core: Core, model: Model, rates: tuple[Rate, ...]) -> None:
+def _price(core: Core, model: Model, rates: tuple[Rate, ...], *, dated_us: int | None = None) -> None:
     """Other rates than the ones in force are a new version."""
     current = model.prices[-1] if model.prices else None
     version = 1 if current is None else current.version + 1
     if current is None or _unversioned(current.rates) != _unversioned(rates):
         stamped = tuple(_versioned(rate, model.spec.name, version) for rate in rates)
-        model.prices.append(Price(version=version, since_us=core.now_us, rates=stamped))
+        since_us = core.now_us if dated_us is None else dated_us
+        model.prices.append(Price(version=version, since_us=since_us, rates=stamped, dated=dated_us is not None))
 
 
-def _follow(core: Core, model: Model) -> None:
+def _follow(core: Core, model: Model, *, dated_us: int | None = None) -> None:
     """What a model without rates of its own follows has changed."""
     if model.follows_tariffs:
         rates = _rates_in_force(core, model.spec)
         if not _bad_rates(core, model.spec, rates):
-            _price(core, model, rates)
+            _price(core, model, rates, dated_us=dated_us)
 
 
 def _rates_in_force(core: Core, spec: ModelSpec) -> tuple[Rate, ...]:

@@ -66,7 +66,7 @@ def _wanted(core: Core, event: AskPayment) -> Wanted | Refusal:
             return bundle
         return Wanted(plans.bundle_grants(bundle, now_us=core.now_us).lots, bundle.price_microcny, bundle=bundle)
     if event.subscription:
-        offer = subscriptions.offered(core, event.subscription)
+        offer = subscriptions.to_pay(core, event.account_id, event.subscription)
         if isinstance(offer, Refusal):
             return offer
         cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)

@@ -17,6 +17,7 @@ from fabric.gate.limit_views import LimitView
 from fabric.gate.organisation_views import KeyView, OrganisationView
 from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
 from fabric.gate.periods import Zone
+from fabric.gate.price_state import Announced
 from fabric.gate.views import (
     BalanceView,
     CallerView,
@@ -245,10 +246,12 @@ class PricesOf(Question, frozen=True, kw_only=True, tag="prices"):
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in force: the tariffs and the catalogue of plans, bundles and subscriptions."""
+    """What is in force: the tariffs and the catalogue of plans, bundles and subscriptions; and what is announced."""
 
     tariffs: Tariffs
     catalogue: Catalogue
+    announced: tuple[Announced, ...] = ()
+    """What begins later, the first first: what is in force is so until then."""
 
 
 class WhyOf(Question, frozen=True, kw_only=True, tag="why"):

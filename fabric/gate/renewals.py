@@ -9,7 +9,7 @@ from typing import Final
 
 from fabric.charging.catalogue import COMPUTE
 from fabric.charging.plans import DAY_US
-from fabric.gate import notices, till_prices
+from fabric.gate import notices, subscription_terms, till_prices
 from fabric.gate.auto_top_up import AUTO
 from fabric.gate.core import Core
 from fabric.gate.payment_events import PaymentState
@@ -38,8 +38,9 @@ def look(core: Core, record: SubscriptionRecord) -> None:
     if record.ask_at_us is None or record.ask_at_us > core.now_us:
         return
     record.ask_at_us = None
-    offer = core.catalogue.subscription(record.subscription)
-    if offer is None or record.ending or record.ahead or record.payment_id:
+    coming = subscription_terms.of_cycle(core, record, record.index + 1)
+    offer = coming.offer
+    if offer is None or coming.are_over or record.ending or record.ahead or record.payment_id:
         return
     price = till_prices.payable(offer.price_microcny, provider=core.state.payments)
     if not price:

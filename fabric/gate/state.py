@@ -25,6 +25,7 @@ from fabric.gate.limit_state import Limit
 from fabric.gate.organisation_state import Organisation, Standing
 from fabric.gate.payment_state import Till
 from fabric.gate.periods import Zone
+from fabric.gate.price_state import Announced, OfferTerms, PlanPrices
 from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.stays import Stay
 from fabric.gate.timeline import Moment
@@ -249,6 +250,8 @@ class SubscriptionRecord:
     """How many of them in a row came to nothing."""
     past_due_at_us: int | None = None
     """Since when its cycle isn't paid: it ends at `next_at_us` if it stays so. None = it is."""
+    terms: int = 0
+    """Which of the terms of its offer its cycle has, as they are kept in `offers`."""
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,6 +260,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     since_us: int
     rates: tuple[Rate, ...]
+    dated: bool = False
+    """Whether its moment had been announced: no call that began since then has an older version, whatever its replica had heard."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -318,6 +323,12 @@ class GateState:
     operator: str = "op"
     payments: str = "sandbox"
     """Who says that something was paid, as the last `Configure` has it."""
+    announced: list[Announced] = field(default_factory=list)
+    """Prices that begin later, the first first."""
+    plan_prices: list[PlanPrices] = field(default_factory=list)
+    """What tokens cost on each plan, since when; the last is in force. None of it as long as nothing has changed."""
+    offers: dict[str, list[OfferTerms]] = field(default_factory=dict)
+    """Of subscriptions whose terms have changed, or will, all terms: their subscribers have the one that they were told of."""
     filed: Policy | None = None
     """What the cluster file said of the policy last; None = nothing yet."""
     now_us: int = 0

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from fabric.charging import plans
 from fabric.charging.catalogue import Subscription
 from fabric.charging.plans import LotTerms
-from fabric.gate import payments, refusals, renewals, treasury
+from fabric.gate import payments, refusals, renewals, subscription_terms, treasury
 from fabric.gate.core import Core
 from fabric.gate.events import Subscribe, Unsubscribe
 from fabric.gate.instructions import Accepted, Outcome, Refusal
@@ -32,12 +32,12 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
+    running = renewals.of_account(core, event.account_id, event.subscription)
+    if running is not None:
+        return _again(core, account, running, channel=event.channel)
     offer = offered(core, event.subscription)
     if isinstance(offer, Refusal):
         return offer
-    running = renewals.of_account(core, event.account_id, event.subscription)
-    if running is not None:
-        return _again(core, account, running, offer, channel=event.channel)
     if refusal := treasury.full(core, account, offer.amount_uhs, asset=offer.asset):
         return refusal
     record = SubscriptionRecord(
@@ -46,6 +46,7 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
         started_at_us=core.now_us,
         index=0,
         next_at_us=plans.next_cycle_us(offer, started_at_us=core.now_us, index=0),
+        terms=subscription_terms.now(core, offer.name).number,
     )
     cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
     outcome = _book(core, account, cycle.grant, record.lots, at_us=core.now_us, channel=event.channel)
@@ -58,10 +59,33 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
 def offered(core: Core, name: str) -> Subscription | Refusal:
     """What is sold under that name."""
     offer = core.catalogue.subscription(name)
+    sold = [each.name for each in core.catalogue.subscriptions if not each.is_over(core.now_us)]
+    known = ", ".join(sold) or "none"
     if offer is None:
-        known = ", ".join(each.name for each in core.catalogue.subscriptions) or "none"
         return refusals.invalid(f"there is no subscription {name!r}: choose of {known}", code="unknown_subscription")
+    if offer.is_over(core.now_us):
+        return refusals.conflict(
+            f"subscription {name!r} is not sold any more: choose of {known}", code="offer_ended", subscription=name
+        )
     return offer
+
+
+def to_pay(core: Core, account_id: AccountId, name: str) -> Subscription | Refusal:
+    """What the account's next payment for a subscription is for: to begin it, or the first cycle that isn't paid yet."""
+    record = renewals.of_account(core, account_id, name)
+    if record is None:
+        return offered(core, name)
+    coming = _unpaid(core, record)
+    return coming if isinstance(coming, Refusal) else coming[1]
+
+
+def _unpaid(core: Core, record: SubscriptionRecord) -> tuple[int, Subscription] | Refusal:
+    """The terms of the first cycle that isn't paid yet, and their number; or why there is none."""
+    coming = subscription_terms.of_cycle(core, record, record.index + len(record.ahead) + 1)
+    if coming.offer is not None and not coming.are_over:
+        return coming.number, coming.offer
+    found = offered(core, record.subscription)
+    return found if isinstance(found, Refusal) else _ends(found.name)
 
 
 def paid_ahead(core: Core, account_id: AccountId, offer: Subscription) -> Refusal | None:
@@ -86,7 +110,8 @@ def paid(core: Core, account: Account, payment: Payment) -> Outcome:
         cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
         outcome = _book(core, account, cycle.grant, lots, at_us=core.now_us, channel=payment.provider)
         if isinstance(outcome, Accepted):
-            record = _begin(core, account, offer, record, lots)
+            terms = subscription_terms.bought(core, payment.offer)
+            record = _begin(core, account, offer, record, lots, terms=terms)
     if isinstance(outcome, Accepted) and record is not None:
         record.is_renewed, record.failures = True, 0
         record.ending = record.ending and payment.auto
@@ -96,7 +121,13 @@ def paid(core: Core, account: Account, payment: Payment) -> Outcome:
 
 
 def _begin(
-    core: Core, account: Account, offer: Subscription, record: SubscriptionRecord | None, lots: list[str]
+    core: Core,
+    account: Account,
+    offer: Subscription,
+    record: SubscriptionRecord | None,
+    lots: list[str],
+    *,
+    terms: int,
 ) -> SubscriptionRecord:
     """Count its cycles from now."""
     next_at_us = plans.next_cycle_us(offer, started_at_us=core.now_us, index=0)
@@ -108,12 +139,16 @@ def _begin(
             index=0,
             next_at_us=next_at_us,
             lots=lots,
+            terms=terms,
         )
         core.keep_subscription(record)
         treasury.set_spending(core, account.account_id)
     else:
         record.started_at_us, record.index, record.next_at_us = core.now_us, 0, next_at_us
         record.lots, record.past_due_at_us = lots, None
+        if record.terms != terms:
+            record.terms = terms
+            treasury.set_spending(core, account.account_id)
     return record
 
 
@@ -124,16 +159,20 @@ def unsubscribe(core: Core, event: Unsubscribe) -> Outcome:
     record.ending = True
     renewals.cancel(core, record)
     core.note_renewal(record)
-    offer = core.catalogue.subscription(record.subscription)
+    offer = core.offer_of(record)
     paid = 0 if offer is None else len(record.ahead)
     ends_at_us = record.next_at_us if not paid or offer is None else _end_us(offer, record, cycles=paid)
     return Accepted(facts={"ends_at_us": ends_at_us})
 
 
-def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subscription, *, channel: str) -> Outcome:
+def _again(core: Core, account: Account, record: SubscriptionRecord, *, channel: str) -> Outcome:
     """Go on with one that was to end; where an operator books it, pay the first cycle that isn't paid yet, good from its own
     start.
     """
+    coming = _unpaid(core, record)
+    if isinstance(coming, Refusal):
+        return coming
+    number, offer = coming
     if channel == payments.SANDBOX:
         if not record.ending:
             return refusals.conflict(f"the account has {offer.name!r} already", code="already_subscribed")
@@ -149,7 +188,7 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
         cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
         outcome = _book(core, account, cycle.grant, lots, at_us=core.now_us, channel=channel)
         if isinstance(outcome, Accepted):
-            _begin(core, account, offer, record, lots)
+            _begin(core, account, offer, record, lots, terms=number)
     else:
         outcome = _book_ahead(core, account, record, offer, channel=channel)
     if isinstance(outcome, Accepted):
@@ -185,6 +224,14 @@ def _is_gone(core: Core, lot_id: str) -> bool:
     ledger = with_lot(core.book, lot_id)
     assert ledger is not None, lot_id
     return ledger.lots[lot_id].voided_uhs == ledger.lots[lot_id].granted_uhs
+
+
+def _ends(name: str) -> Refusal:
+    return refusals.conflict(
+        f"subscription {name!r} ends before another cycle of it begins: book what follows it",
+        code="offer_ended",
+        subscription=name,
+    )
 
 
 def _too_far_ahead(name: str) -> Refusal:
@@ -254,7 +301,9 @@ def _take_due(core: Core, at_us: int, *, most: int | None) -> list[SubscriptionR
 
 def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> bool:
     """Whether it goes on."""
-    offer = core.catalogue.subscription(record.subscription)
+    before, offer = core.offer_of(record), _go_on(core, record, left_uhs, at_us=at_us)
+    if before is not None and offer is not None and before != offer:
+        treasury.set_spending(core, record.account_id)
     is_paid = bool(record.ahead) or (core.state.payments == payments.SANDBOX and not record.ending)
     if offer is not None and not is_paid and renewals.is_past_due(core, record, at_us=at_us):
         return True
@@ -270,22 +319,48 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
         # The offer's cycle was changed: count from here.
         record.started_at_us, record.index = at_us, 0
     record.next_at_us = plans.next_cycle_us(offer, started_at_us=record.started_at_us, index=record.index)
+    assert before is not None, record.subscription
+    left_uhs = left_uhs if before.asset == offer.asset else 0
     cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=record.index, left_uhs=left_uhs)
-    before, record.lots = record.lots, []
+    lots, record.lots = record.lots, []
     account = core.state.accounts[record.account_id]
     if record.ahead:
         record.lots.append(record.ahead.pop(0))
     else:
         _book(core, account, cycle.grant, record.lots, at_us=at_us, channel=payments.SANDBOX)
     if cycle.rollover is not None:
-        ledger = package_of(core.book, offer.asset)
-        before = [lot_id for lot_id in before if lot_id in ledger.lots]
-        for lot_id in before:
-            sweeping.retire(ledger, lot_id, now_us=at_us)
-        if isinstance(_book(core, account, cycle.rollover, record.lots, at_us=at_us, channel=""), Accepted):
-            sweeping.carry(ledger, before, record.lots[-1], now_us=at_us)
+        _carry(core, account, cycle.rollover, lots, record.lots, at_us=at_us)
     renewals.plan(record, begun_us=at_us)
     return True
+
+
+def _go_on(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> Subscription | None:
+    """By which terms a subscription goes on that a cycle of ends now, and note these; None = its offer has ended, and it with that."""
+    before, coming = core.offer_of(record), subscription_terms.of_cycle(core, record, record.index + 1)
+    offer = coming.offer
+    if before is None or (offer is not None and not offer.is_over(at_us)):
+        record.terms = coming.number
+        return offer
+    if record.ahead:
+        return before  # what is paid is granted
+    if offer is not None and offer.ends is not None and offer.ends.keeps_rollover and not record.ending:
+        cycle = plans.cycle_grants(before, started_at_us=record.started_at_us, index=record.index + 1, left_uhs=left_uhs)
+        if cycle.rollover is not None:
+            account = core.state.accounts[record.account_id]
+            _carry(core, account, cycle.rollover, record.lots, [], at_us=at_us)
+    return None if record.ending else subscription_terms.move_on(core, record, offer, at_us=at_us)
+
+
+def _carry(
+    core: Core, account: Account, rollover: LotTerms, lots: list[str], into: list[str], *, at_us: int
+) -> None:
+    """Book what is carried over, in place of what is left of these lots."""
+    ledger = package_of(core.book, rollover.asset)
+    lots = [lot_id for lot_id in lots if lot_id in ledger.lots]
+    for lot_id in lots:
+        sweeping.retire(ledger, lot_id, now_us=at_us)
+    if isinstance(_book(core, account, rollover, into, at_us=at_us, channel=""), Accepted):
+        sweeping.carry(ledger, lots, into[-1], now_us=at_us)
 
 
 def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us: int, channel: str) -> Outcome:
@@ -297,10 +372,8 @@ def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us
 
 
 def _left_uhs(core: Core, record: SubscriptionRecord) -> int:
-    """What is left of the cycle that ends now, an instant before it does: free, or held and not used yet. Of what it grants: where
-    that has changed, nothing is carried over.
-    """
-    offer = core.catalogue.subscription(record.subscription)
+    """What is left of the cycle that ends now, an instant before it does: free, or held and not used yet."""
+    offer = core.offer_of(record)
     ledger = core.book if offer is None else package_of(core.book, offer.asset)
     lots = (ledger.lots[lot_id] for lot_id in record.lots if lot_id in ledger.lots)
     return sum(lot.free_uhs + lot.held_uhs for lot in lots)

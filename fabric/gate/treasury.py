@@ -231,8 +231,8 @@ def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, cha
 
 def set_spending(core: Core, account_id: AccountId) -> None:
     """What the account's subscriptions let its holds be met from; the most generous of those a use falls under counts."""
-    running = [record.subscription for record in core.subscribed_by.get(account_id, ())]
-    offers = [offer for name in running if (offer := core.catalogue.subscription(name)) is not None]
+    running = core.subscribed_by.get(account_id, ())
+    offers = [offer for record in running if (offer := core.offer_of(record)) is not None]
     offers.sort(key=lambda offer: GENEROSITY.index(offer.overflow))
     rules = tuple(
         Spending(

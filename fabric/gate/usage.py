@@ -6,7 +6,7 @@ can't be) the meter has kept here instead, one call at a time, so that no refusa
 
 from typing import Final
 
-from fabric.gate import calls, keys, packages, refusals
+from fabric.gate import calls, keys, packages, prices_then, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
@@ -103,10 +103,12 @@ def charge(
     hold = _own(core, account_id, hold_id)
     shares: packages.Shares = {}
     if bears == "customer" and hold is not None:
-        held_uhs = hold.held_uhs
+        held_uhs, owed_uhs = hold.held_uhs, book.accounts[account_id].debt_uhs
         answer = book.charge_late(hold_id, used_uhs=amount_uhs, now_us=core.now_us)
         if isinstance(answer, Refused):
             return refusals.from_ledger(answer)
+        uses = prices_then.uses_of(billed.records, beside_uhs=0, now_us=core.now_us)
+        prices_then.note_debt(core, account_id, uses, owed_uhs=owed_uhs, lost_uhs=answer.written_off_uhs)
         shares = packages.charge_late(core, hold, used=billed.units)
         keys.holds(core, hold.key_id, hold.held_uhs - held_uhs)
         captured_uhs, lost_uhs = answer.captured_uhs, answer.written_off_uhs

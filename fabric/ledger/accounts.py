@@ -137,6 +137,14 @@ class Account(msgspec.Struct, kw_only=True):
         if unpriced_uhs:
             self.priced.append(Priced(unpriced_uhs, microcny_per_ct))
 
+    def price_newest(self, amount_uhs: int, microcny_per_ct: int) -> None:
+        """Say that so much of the debt that has no price yet was used at another price than the one in force."""
+        last = self.priced[-1] if self.priced else None
+        if last is not None and last.microcny_per_ct == microcny_per_ct:
+            last.amount_uhs += amount_uhs
+        else:
+            self.priced.append(Priced(amount_uhs, microcny_per_ct))
+
     def lower_debt(self, amount_uhs: int, *, newest_first: bool) -> None:
         """Owe less: what was used last where use is taken back, what was used first where it is paid for."""
         unpriced_uhs = self.debt_uhs - sum(each.amount_uhs for each in self.priced)

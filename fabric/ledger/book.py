@@ -22,6 +22,7 @@ class Book(Ledger, kw_only=True, dict=True):
     void = funding.void
     has_room_for = funding.has_room_for
     set_price = funding.set_price
+    price_debt = funding.price_debt
     close_invoice = funding.close_invoice
     sell = funding.sell
     pay = funding.pay

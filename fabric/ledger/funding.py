@@ -198,6 +198,11 @@ def set_price(ledger: Ledger, account_id: str, *, microcny_per_ct: int) -> None:
     ledger.accounts[account_id].set_price(microcny_per_ct)
 
 
+def price_debt(ledger: Ledger, account_id: str, *, amount_uhs: int, microcny_per_ct: int) -> None:
+    """Say at what price so much of what was booked as debt just now was used: it was used before the price in force began."""
+    ledger.accounts[account_id].price_newest(amount_uhs, microcny_per_ct)
+
+
 def close_invoice(
     ledger: Ledger, account_id: str, *, invoice_id: str, microcny_per_ct: int, now_us: int
 ) -> Transfer | Refused | None:

@@ -24,6 +24,7 @@ from fabric.cluster.ray_cluster import RayCluster
 from fabric.config.cluster import ClusterConfig
 from fabric.errors import Conflict, FabricError, JournalCorrupt, Unavailable
 from fabric.gate import Gate
+from fabric.gate.dated_prices import said_last
 from fabric.gate.events import AnyEvent, Configure, ForgetJobs, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.jobs import UNRUN_KEPT
@@ -151,7 +152,7 @@ class GateActor:
         await self._up()
         state = self._writer.core.state
         said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments, prices.policy)
-        if (state.tariffs, state.catalogue, state.operator, state.payments, state.filed) == said:
+        if (*said_last(state), state.operator, state.payments, state.filed) == said:
             return Accepted()
         (outcome,) = await self._writer.submit([prices])
         return outcome
