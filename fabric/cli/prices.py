@@ -1,17 +1,38 @@
-"""Commands about prices: whether what is charged is what it says it is reckoned from."""
+"""Commands about prices: what is in force and until when, and whether it is what it says it is reckoned from."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fabric.cli.output import print_json, say
+from fabric.cli.money import as_strings
+from fabric.cli.output import console, print_json, say, table
+from fabric.cli.price_dates import changes, dates
 from fabric.cli.session import AsJson, client
 from fabric.errors import InvalidRequest
 from fabric.units import PPM
 from fabric.wire import fabric_pb2 as pb
 
-ops = typer.Typer(help="Prices: check what they are reckoned from.", no_args_is_help=True)
+ops = typer.Typer(help="Prices: what is in force, what is announced, and what they are reckoned from.")
+
+
+@ops.callback(invoke_without_command=True)
+def show(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Show which prices are in force, since when and until when, and what is announced to change.
+
+    Prices are announced by `effective_from` in tariffs.yaml or plans.yaml and a start of `fabric up`. For example: fabric ops prices
+    """
+    if context.invoked_subcommand is not None:
+        return
+    found = json.loads(client().fetch(pb.PricesRequest()))
+    if as_json:
+        print_json(as_strings(found))
+        return
+    console().print(table("prices", ("what", "version", "since", "until"), dates(found)))
+    rows = changes(found)
+    if rows:
+        console().print(table("announced changes", ("from", "what", "now", "then"), rows))
 
 
 @ops.command()

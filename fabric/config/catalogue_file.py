@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from pydantic import Discriminator, Field, Tag
 
 from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS, SETTLEMENT_HOURS_MAX, Subscription
+from fabric.config.dated_sections import Moment
 from fabric.config.package_sections import FamilySection, LlmAsset, LlmTokens, SomeLlmTokens
 from fabric.config.price_sections import BundleSection, PlanSection, RolloverSection, SubscriptionSection, Version
 from fabric.config.sections import Section
@@ -42,6 +43,8 @@ class CatalogueFile(Section):
     """plans.yaml"""
 
     version: Version
+    effective_from: Moment = 0
+    """From when on it holds; 0 = at once."""
     plans: Annotated[tuple[PlanSection, ...], Field(strict=False)]
     bundles: Annotated[tuple[BundleSection, ...], Field(strict=False)] = ()
     subscriptions: Annotated[tuple[AnySubscription, ...], Field(strict=False)] = ()

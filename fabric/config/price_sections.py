@@ -24,6 +24,7 @@ from fabric.charging.catalogue import (
     Subscription,
 )
 from fabric.charging.tariffs import HOURS_A_DAY, Weight
+from fabric.config.dated_sections import EndsSection, Moment
 from fabric.config.dunning_section import DunningSection
 from fabric.config.package_sections import LlmAsset, SomeLlmTokens
 from fabric.config.sections import Name, Section
@@ -199,6 +200,7 @@ class TariffsFile(Section):
     """tariffs.yaml"""
 
     version: Version
+    effective_from: Moment = 0
     name: str = ""
     notes: str = ""
     clock: Annotated[int, PlainValidator(_offset_minutes)] = 0
@@ -351,6 +353,7 @@ class SubscriptionSection(Section):
     rollover: RolloverSection = RolloverSection()
     overflow: Annotated[Overflow, Field(strict=False)] = Overflow.WALLET
     only: RestrictionSection = RestrictionSection()
+    ends: EndsSection | None = None
 
     def built(self) -> Subscription:
         return Subscription(
@@ -366,4 +369,5 @@ class SubscriptionSection(Section):
             rollover_max_uhs=self.rollover.max,
             overflow=self.overflow,
             restriction=self.only.built(),
+            ends=None if self.ends is None else self.ends.built(),
         )

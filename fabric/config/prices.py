@@ -12,6 +12,7 @@ from fabric.charging.burn import BurnCurve, flaws_of, ratio
 from fabric.charging.catalogue import Bundle, Catalogue, Mode, Overflow, Subscription
 from fabric.charging.tariffs import HOURS_A_DAY, Tariffs, within
 from fabric.config.catalogue_file import CatalogueFile, LlmSubscriptionSection
+from fabric.config.dated_sections import STOP
 from fabric.config.files import read_sections
 from fabric.config.package_sections import FamilySection
 from fabric.config.price_sections import (
@@ -41,6 +42,7 @@ def load_tariffs(path: Path | str) -> Tariffs:
     _refuse(file, [*_mistaken_weights(given.weights), *_mistaken_curve(points), *_mistaken_rates(given.rates)])
     return Tariffs(
         version=given.version,
+        effective_from_us=given.effective_from,
         name=given.name,
         notes=given.notes,
         utc_offset_minutes=given.clock,
@@ -61,6 +63,7 @@ def load_catalogue(path: Path | str) -> Catalogue:
     _refuse(file, _mistaken_catalogue(given))
     return Catalogue(
         version=given.version,
+        effective_from_us=given.effective_from,
         plans=tuple(plan.built() for plan in given.plans),
         bundles=tuple(_bundle(bundle.built(), given.families) for bundle in given.bundles),
         subscriptions=tuple(_subscription(each.built(), given.families) for each in given.subscriptions),
@@ -173,8 +176,14 @@ def _mistaken_catalogue(given: CatalogueFile) -> list[Mistake]:
     for at, bundle in enumerate(given.bundles):
         mistakes += _mistaken_bundle(f"bundles[{at}]", bundle)
     modes = {plan.name: plan.mode for plan in given.plans}
+    names = [subscription.name for subscription in given.subscriptions]
     for at, subscription in enumerate(given.subscriptions):
         mistakes += _mistaken_subscription(f"subscriptions[{at}]", subscription, modes)
+        ends = subscription.ends
+        if ends is not None and ends.then not in {STOP, *names} - {subscription.name}:
+            others = ", ".join(name for name in names if name != subscription.name)
+            allowed = f"{STOP}, or another subscription of this file: {others or 'there is none'}"
+            mistakes.append((f"subscriptions[{at}].ends.then", repr(ends.then), allowed))
     return mistakes
 
 

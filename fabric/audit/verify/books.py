@@ -5,6 +5,7 @@ from sys import intern
 from typing import Any
 
 from .assets import CT, asset_of
+from .calendar import Calendar
 from .calls import Calls
 from .jobs import Jobs
 from .kinds import BY, KINDS, PLACES
@@ -34,6 +35,7 @@ class Books:
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = Calls(counts), Leases(counts), Lots()
         self.jobs, self.sales, self.numbers, self.whose = Jobs(), Sales(), Numbers(), Whose()
+        self.calendar = Calendar()
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
@@ -53,10 +55,12 @@ class Books:
             self.ended.add(self.ending[1])
             self.over.add(self.ending[1])
             self.ending = (0, "")
+        for since_us, prices in self.calendar.due(self.at_us):
+            self._learn(seq, prices, since_us=since_us)
+            self.calls.rates.learn(prices, {}, since_us=since_us)
         if outcome["outcome"] == "accepted":
-            self.leases.learn(event)
-            self.lots.learn(event)
-            self.sales.learn(seq, event)
+            event = self.calendar.hear(event, self.at_us)
+            self._learn(seq, event)
             self.whose.learn(event)
         self.sales.post(seq, event, entry["transfers"])
         self.numbers.post(seq, entry["transfers"])
@@ -71,6 +75,11 @@ class Books:
         self.whose.post(seq, entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ending = (seq, event["hold_id"])
+
+    def _learn(self, seq: int, event: dict[str, Any], *, since_us: int | None = None) -> None:
+        self.leases.learn(event, since_us=since_us)
+        self.lots.learn(event)
+        self.sales.learn(seq, event)
 
     def finish(self) -> None:
         """At the end of all: what was taken is what was used."""

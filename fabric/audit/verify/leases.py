@@ -17,13 +17,20 @@ class Leases:
 
     def __init__(self, counts: Counter[str]) -> None:
         self.counts = counts
-        self.tariffs: dict[int, list[dict[str, Any]]] = {}
+        self.tariffs: dict[int, list[tuple[int | None, dict[str, Any]]]] = {}
+        """By version; and since when they were in force, of those that had been announced."""
+        self.newest: dict[str, Any] = {}
+        self.turns: list[tuple[int, int]] = []
+        """When such began, and their version."""
         self.fractions: dict[tuple[str, str], list[int] | None] = {}
         self.recorded: set[tuple[str, str]] = set()
 
-    def learn(self, event: dict[str, Any]) -> None:
-        if event["event"] == "configure":
-            self.tariffs.setdefault(event["tariffs"]["version"], []).append(event["tariffs"])
+    def learn(self, event: dict[str, Any], *, since_us: int | None = None) -> None:
+        """Hear of an event that was accepted; of prices whose date has come, when that was."""
+        if event["event"] == "configure" and event["tariffs"] != self.newest:
+            self.newest, version = event["tariffs"], event["tariffs"]["version"]
+            self.tariffs.setdefault(version, []).append((since_us, self.newest))
+            self.turns += [] if since_us is None else [(since_us, version)]
         elif event["event"] == "submit":
             self.fractions[event["account_id"], event["job_id"]] = event["spec"].get("fraction")
 
@@ -63,7 +70,7 @@ class Leases:
 
     def _made(self, name: str, record: dict[str, Any], span: dict[str, Any]) -> set[int]:
         """What a span may come to, by the tariffs of its version."""
-        in_force = self.tariffs[span["tariff_version"]]
+        in_force = self._of_its_time(name, record, span)
         kinds, weight = record["accelerator"].split("+"), span["weight_ppm"]
         weights = [
             line["ppm"]
@@ -74,6 +81,22 @@ class Leases:
         offered = weight in weights or (len(kinds) > 1 and weights and min(weights) <= weight <= max(weights))
         require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
         return {_burned(record, span, tariffs["curve"]["points"]) for tariffs in in_force}
+
+
+    def _of_its_time(self, name: str, record: dict[str, Any], span: dict[str, Any]) -> list[dict[str, Any]]:
+        """The tariffs of a span's version that it may be charged by: what had been announced counts from its date on, and only then."""
+        started, first, last = record["started_at_us"], span["from_us"], span["until_us"]
+        version, turns = span["tariff_version"], [(at, each) for at, each in self.turns if at > started]
+        missed = [at for at, each in turns if first < at < last and each != version]
+        require(not missed, f"{name} goes on at one price from {first} to {last}, and others began at {missed}")
+        begun = [at for at, _ in turns if at <= first]
+        found = [
+            tariffs
+            for since_us, tariffs in self.tariffs[version]
+            if (since_us == begun[-1] if begun else since_us is None or since_us <= started)
+        ]
+        require(found, f"{name} is charged from {first} on by tariffs of version {version}, which were not in force then")
+        return found
 
 
 def _spans(record: dict[str, Any]) -> list[dict[str, Any]]:

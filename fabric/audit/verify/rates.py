@@ -17,10 +17,12 @@ class Rates:
         self.following: dict[str, bool] = {}
         """Whether a model follows others' rates; only of those that are offered now."""
         self.types: dict[str, list[str]] = {}
+        self.dated: dict[tuple[str, int], int] = {}
+        """Versions that began on a date that had been announced, and when."""
 
-    def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Hear of an event that was accepted."""
-        said = event["event"]
+    def learn(self, event: dict[str, Any], outcome: dict[str, Any], *, since_us: int | None = None) -> None:
+        """Hear of an event that was accepted; of prices whose date has come, when that was."""
+        said, before = event["event"], dict(self.newest)
         if said == "configure":
             self.tariffs = event["tariffs"].get("rates", [])
             for name in sorted(self.following, key=lambda name: bool(self.parents[name])):
@@ -35,6 +37,17 @@ class Rates:
                 self._follow(adapter)
         elif said == "withdraw_model":
             self.following.pop(event["model"], None)
+
+        if since_us is not None:
+            began = {(name, version) for name, version in self.newest.items() if before.get(name) != version}
+            self.dated |= dict.fromkeys(began, since_us)
+
+    def was_over(self, model: str, version: int, at_us: int) -> bool:
+        """Whether a later version had begun by then, on a date that was known."""
+        return any(
+            name == model and later > version and since_us <= at_us
+            for (name, later), since_us in self.dated.items()
+        )
 
     def offered(self, model: str, version: int) -> Offered | None:
         """What a version of a model's rates is, by type of accelerator ("" = any). None = there was no such version."""
