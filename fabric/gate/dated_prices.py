@@ -46,9 +46,9 @@ def refused(core: Core, event: Configure) -> Refusal | None:
         if since_us <= now_us:
             continue
         if before is None:
-            return _mistaken(f"the {what} begin later, and none are in force until then: start with some without a date")
+            return _mistaken(f"there would be no {what} in force until then: start with prices without a date")
         if since_us > now_us + AHEAD_MAX_US:
-            return _mistaken(f"the {what} begin more than {AHEAD_MAX_US // DAY_US} days from now")
+            return _mistaken(f"prices begin at most {AHEAD_MAX_US // DAY_US} days from now, and the {what} later")
     if event.tariffs.effective_from_us > now_us and (refusal := _bad_tariffs(core, event.tariffs)):
         return refusal
     if event.catalogue.effective_from_us > now_us and (refusal := _bad_catalogue(core, event.catalogue)):
@@ -139,7 +139,7 @@ def _bad_tariffs(core: Core, tariffs: Tariffs) -> Refusal | None:
     followed = [each.tariffs for each in core.state.announced if each.since_us < tariffs.effective_from_us]
     before = next((each for each in reversed(followed) if each is not None), core.tariffs)
     if lacking := [name for name in before.accelerators if name not in tariffs.accelerators]:
-        return _lacks("tariffs", "a weight for each type of those before them", lacking)
+        return _lacks("a weight for each type of the tariffs before it", lacking)
     if tariffs.version == before.version:
         return _mistaken(
             f"the tariffs that begin later are of version {tariffs.version}, as those before them: give them the next one"
@@ -151,16 +151,16 @@ def _bad_catalogue(core: Core, catalogue: Catalogue) -> Refusal | None:
     followed = [each.catalogue for each in core.state.announced if each.since_us < catalogue.effective_from_us]
     before = next((each for each in reversed(followed) if each is not None), core.catalogue)
     if lacking := [plan.name for plan in before.plans if catalogue.plan(plan.name) is None]:
-        return _lacks("catalogue", "each plan of the one before it", lacking)
+        return _lacks("each plan of the catalogue before it", lacking)
     prepaid = [plan.name for plan in catalogue.plans if plan.mode is Mode.PREPAID]
     if turned := [plan.name for plan in before.plans if plan.mode is Mode.POSTPAID and plan.name in prepaid]:
-        return _lacks("catalogue", "a postpaid plan for each that was", turned)
+        return _lacks("a postpaid plan for each that was", turned)
     return None
 
 
-def _lacks(what: str, need: str, missing: list[str]) -> Refusal:
+def _lacks(need: str, missing: list[str]) -> Refusal:
     names = ", ".join(missing)
-    text = f"the {what} that begin later lack {need}: add {names}"
+    text = f"what begins later lacks {need}: add {names}"
     return refusals.invalid(text, code="invalid_config", missing=names)
 
 

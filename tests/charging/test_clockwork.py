@@ -79,6 +79,31 @@ def test_prices_that_begin_later_hold_from_their_moment_on_however_late_it_is_me
     assert record.charged_uhs == 5 * UHS_PER_CT - 17
 
 
+def test_what_covers_a_lease_is_reckoned_by_each_price_from_its_moment_on():
+    """An hour at 1, then at 2: what begins later takes nothing of what is covered before."""
+    moment = STARTED + HOUR
+    session = open_session(terms(PPM), terms(2 * PPM, since=moment, version=8))
+    for tokens, until in ((0, STARTED), (UHS_PER_CT // 2, STARTED + HOUR // 2), (UHS_PER_CT, moment), (3 * UHS_PER_CT, moment + HOUR)):
+        assert session.covered_until_us(tokens) == until
+    assert [session.worst_by(us) for us in (STARTED, moment, moment + 1)] == [PPM, PPM, 2 * PPM]
+    session.gap(window_us=2 * HOUR)
+    assert session.covered_until_us(2 * UHS_PER_CT) == moment + 2 * HOUR
+
+
+@given(cuts=st.lists(st.integers(-5, 50), max_size=4), seen=st.booleans(), busy=st.integers(0, 10))
+def test_parts_of_a_window_are_cut_where_they_are_asked_to_and_add_up(cuts, seen, busy):
+    whole, cut = open_session(terms(PPM)), open_session(terms(PPM))
+    moments, end = [STARTED + each * HOUR // 10 for each in cuts], STARTED + 4 * HOUR
+    if seen:
+        said = {"seq": 1, "window_us": 4 * HOUR, "busy_us": busy * HOUR // 10, "now_us": end}
+        due, parts = whole.extend(**said), cut.charge(**said, cuts=moments)
+    else:
+        due, parts = whole.gap(window_us=4 * HOUR), cut.charge_gap(window_us=4 * HOUR, cuts=moments)
+    assert [part.until_us for part in parts] == [*sorted({us for us in moments if STARTED < us < end}), end]
+    assert sum(part.uhs for part in parts) == due
+    assert whole.close(ended="", at_us=end) == cut.close(ended="", at_us=end)
+
+
 WEIGHTS = st.lists(st.integers(1, 3), min_size=24, max_size=24).map(
     lambda each: compact(tuple(n * 400_000 for n in each))
 )

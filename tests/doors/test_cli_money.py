@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from fabric.charging.catalogue import Mode, Plan
+from fabric.charging.catalogue import Ends, Mode, Plan
 from fabric.charging.tariffs import Weight
 from fabric.cli.llm_packages import money_of
 from fabric.cli.usage_by import print_by
@@ -14,7 +14,7 @@ from fabric.gate.serving_events import Authorize, SettleHold
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
-from tests.doors.conftest import CATALOGUE, TARIFFS
+from tests.doors.conftest import CATALOGUE, START_US, TARIFFS
 
 USE = Use(service=Service.INFERENCE)
 POSTPAID = Plan(
@@ -147,6 +147,36 @@ def test_prices_are_checked_line_by_line_and_a_wrong_weight_ends_with_2(house, o
     assert "correct A100" in wrong.stderr
     in_force = json.loads(operator("ops", "prices", "check", "--json").output)
     assert {each["holds"] for each in in_force} == {None}, "those of the test name no basis"
+
+
+def test_prices_are_shown_with_their_dates_and_what_they_will_change(house, operator):
+    shown = operator("ops", "prices").output
+    assert [line.split() for line in shown.splitlines()[2:]] == [["tariffs", "1", "in", "force"], ["catalogue", "1", "in", "force"]]
+    day_us = 86_400_000_000
+    weights = (TARIFFS.weights[0], Weight(accelerator="A100", ppm=400_000))
+    ends = Ends(at_us=START_US + 60 * day_us)
+    (monthly,) = CATALOGUE.subscriptions
+    house.port.seed(
+        Configure(
+            tariffs=msgspec.structs.replace(TARIFFS, version=2, weights=weights, effective_from_us=START_US + 40 * day_us),
+            catalogue=msgspec.structs.replace(
+                CATALOGUE,
+                version=7,
+                effective_from_us=START_US + 50 * day_us,
+                plans=(*CATALOGUE.plans, msgspec.structs.replace(POSTPAID, price_microcny_per_ct=600_000)),
+                subscriptions=(msgspec.structs.replace(monthly, ends=ends),),
+            ),
+            payments="operator",
+        )
+    )
+    text = " ".join(operator("ops", "prices").output.split())
+    assert "A100 0.312 0.4" in text
+    assert "plan on-account 0.40 CNY 0.60 CNY" in text
+    assert "subscription monthly 10 for 4.00 CNY 10 for 4.00 CNY, ends 2024-01-" in text
+    assert "plan starter" not in text, "it stays as it is"
+    found = json.loads(operator("ops", "prices", "--json").output)
+    assert [each["since_us"] for each in found["announced"]] == [START_US + 40 * day_us, START_US + 50 * day_us]
+    assert operator("ops", "prices", "check").output, "a word of its own"
 
 
 def test_a_limit_that_resets_is_set_listed_and_taken_away(run):

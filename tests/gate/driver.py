@@ -30,6 +30,7 @@ from fabric.ledger import Scope, Service, Use
 from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from fabric.units import PPM
 from tests.gate.oracle import Auditor, admits
+from tests.gate.oracle_prices import PriceBook
 from tests.gate.oracle_runs import HOUR, Meter, Outages, Tries
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
@@ -67,8 +68,7 @@ class Driver(RuleBasedStateMachine):
         self.gate, self.twin = Gate(), None
         self.now, self.latest, self.made = T0, T0, 0
         self.journal, self.decisions = [], []
-        self.money, self.tariffs = Auditor(self.policy_of, self.price_of), TARIFFS
-        self.catalogue = CATALOGUE
+        self.money, self.prices = Auditor(self.policy_of, self.price_of), PriceBook(TARIFFS, CATALOGUE)
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
         self.channel, self.references = "sandbox", {}
         self.meters, self.kinds, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
@@ -81,6 +81,15 @@ class Driver(RuleBasedStateMachine):
     @property
     def state(self):
         return self.gate.state
+
+    @property
+    def tariffs(self):
+        """Those in force."""
+        return self.prices.at(self.prices.tariffs, self.latest)
+
+    @property
+    def catalogue(self):
+        return self.prices.at(self.prices.catalogues, self.latest)
 
     @property
     def book(self):
@@ -136,8 +145,12 @@ class Driver(RuleBasedStateMachine):
             assert self.twin.handle(event, self.now) == decision, "a restored gate decides otherwise"
         for name in (each.lease_id for each in decision.instructions if isinstance(each, RemoveLease)):
             self.note_end(event, name)
+        for account in self.state.accounts:
+            self.money.at_todays(account)
+        self.money.uses.clear()
+        dues = self.dues_of(event, stood)
         captured, emptied = self.audit(decision.transfers)
-        self.reckon(event, decision, stood, captured, emptied)
+        self.reckon(decision, stood, dues, captured, emptied)
         gone = event.lease_id if isinstance(event, LeaseRemoved) else None
         self.devices.pop(gone, None)
         for job in self.state.jobs.values():
@@ -200,8 +213,7 @@ class Driver(RuleBasedStateMachine):
 
     # -- charges, by meters of our own -------------------------------------------------------------------------------------
 
-    def reckon(self, event, decision, stood, captured, emptied):
-        dues = self.dues_of(event, stood)
+    def reckon(self, decision, stood, dues, captured, emptied):
         for name, (_, hold_id) in stood.items():
             got = captured.get(hold_id, 0)
             assert got <= dues[name], f"{name} was charged {got}, and {dues[name]} was due"
@@ -219,19 +231,21 @@ class Driver(RuleBasedStateMachine):
                 for sample in samples:
                     if sample.lease_id in self.meters and sample.lease_id in stood:
                         until = self.ended.get(sample.lease_id, self.latest)
-                        dues[sample.lease_id] += self.meters[sample.lease_id].sample(sample, until)
+                        due = self.meters[sample.lease_id].sample(sample, until)
+                        dues[sample.lease_id] += self.priced(sample.lease_id, stood, due)
             case Tick():
                 for name, (state, _) in stood.items():
                     meter = self.meters.get(name)
                     if state == "running" and self.latest - meter.started - meter.metered > SILENCE_US:
-                        dues[name] += meter.gap(self.latest - meter.started - meter.metered)
+                        due = meter.gap(self.latest - meter.started - meter.metered)
+                        dues[name] += self.priced(name, stood, due)
             case LeaseRemoved(lease_id=name, final=final) if name in self.meters and name in stood:
                 meter, until = self.meters[name], self.ended.get(name, self.latest)
                 if final is not None:
-                    dues[name] += meter.sample(final, until)
+                    dues[name] += self.priced(name, stood, meter.sample(final, until))
                 unseen = until - meter.started - meter.metered
                 if unseen > (0 if final is None else ROUNDING_US):
-                    dues[name] += meter.gap(unseen)
+                    dues[name] += self.priced(name, stood, meter.gap(unseen))
             case LeaseSaved(lease_id=name) if name in self.meters and name in stood:
                 self.meters[name].durable, self.meters[name].durable_at = (
                     self.meters[name].charged,
@@ -243,11 +257,19 @@ class Driver(RuleBasedStateMachine):
                 self.tries[job.job_id].unstarted = 0
                 self.meters[name] = Meter(
                     devices=job.spec.devices,
-                    weight_at=self.weight_of(job, self.kinds[name], self.tariffs),
-                    curve_at=lambda _, curve=self.tariffs.curve: curve,
+                    weight_at=self.weight_of(job, self.kinds[name], self.prices.of_lease(self.latest)),
+                    tariffs_at=self.prices.of_lease(self.latest),
                     started=self.latest,
+                    turns=self.prices.turns,
                 )
         return dues
+
+    def priced(self, name, stood, due):
+        """What a meter told is due, by the prices of its time."""
+        plan = self.state.accounts[self.state.jobs[name.rpartition(".")[0]].account_id].plan
+        parts = self.prices.together(plan, self.meters[name].taken())
+        self.money.uses.setdefault(stood[name][1], []).extend(parts)
+        return due
 
     def check_cdr(self, cdr, decision):
         meter = self.meters[cdr.lease_id]
@@ -341,17 +363,17 @@ class Driver(RuleBasedStateMachine):
         meter, job = self.meters[record.lease.lease_id], self.state.jobs[record.lease.job_id]
         at, worst = meter.started + meter.metered, Fraction(0)
         while at < deadline_us:
-            until = min(deadline_us, at - at % HOUR + HOUR)
-            peak = Fraction(meter.curve_at(at).points[-1][1], PPM)
+            until = min(deadline_us, at - at % HOUR + HOUR, *(turn for turn in self.prices.turns() if turn > at))
+            peak = Fraction(meter.tariffs_at(at).curve.points[-1][1], PPM)
             worst += (until - at) * meter.devices * Fraction(meter.weight_at(at), PPM) * peak
             at = until
         assert worst <= job.held_uhs or deadline_us == self.latest
 
-    def weight_of(self, job, kinds, tariffs):
+    def weight_of(self, job, kinds, tariffs_at):
         """What a device of a gang weighs at a time: the mean of all, rounded down."""
 
         def at(at_us):
-            weights = [self.weight(job, kind, at_us, tariffs) for kind in kinds]
+            weights = [self.weight(job, kind, at_us, tariffs_at(at_us)) for kind in kinds]
             return sum(weights) // len(weights)
 
         return at

@@ -117,14 +117,15 @@ class JobRules(Driver):
         if wanted.hold is HoldMode.FULL:
             return wanted.limit_uhs
         plan = self.state.accounts[account].plan
-        weight = max(
-            self.tariffs.weight_ppm(name, service=wanted.service, operator="op", tier=plan, at_us=hour * 3_600 * S)
-            for name in wanted.accelerators or self.tariffs.accelerators
+        duration = max(QUANTUM_US, 2 * RENEW_BELOW * wanted.grace_us)
+        worst = max(
+            tariffs.weight_ppm(name, service=wanted.service, operator="op", tier=plan, at_us=hour * 3_600 * S)
+            * tariffs.curve.points[-1][1]
+            for tariffs in self.prices.known(self.latest, self.latest + duration)
+            for name in wanted.accelerators or tariffs.accelerators
             for hour in range(24)
         )
-        duration = max(QUANTUM_US, 2 * RENEW_BELOW * wanted.grace_us)
-        worst = wanted.devices * duration * Fraction(weight * self.tariffs.curve.points[-1][1], 10**12)
-        return min(wanted.limit_uhs, ceil(worst))
+        return min(wanted.limit_uhs, ceil(wanted.devices * duration * Fraction(worst, 10**12)))
 
     @precondition(lambda self: self.state.jobs)
     @rule(

@@ -191,9 +191,11 @@ class MoneyRules(Driver):
         channel=st.sampled_from(["sandbox", "sandbox", "operator"]),
         dear=st.booleans(),
         policy=st.sampled_from(POLICIES),
+        later=st.sampled_from([None, None, None, 3, 500, DAY // S, 30 * DAY // S]),
+        dated=st.sampled_from([("tariffs",), ("catalogue",), ("tariffs", "catalogue")]),
     )
-    def configure(self, steep, bad, channel, dear, policy):
-        """Prices change; or would, but for somebody or something that would be left without one."""
+    def configure(self, *, steep, bad, channel, dear, policy, later, dated):
+        """Prices change, now or on a date; or would, but for somebody or something that would be left without one."""
         tariffs = STEEP if steep else TARIFFS
         prices = [plan.price_microcny_per_ct * (3 if dear else 1) for plan in CATALOGUE.plans]
         dearer = [
@@ -202,6 +204,11 @@ class MoneyRules(Driver):
         ]
         catalogue = msgspec.structs.replace(CATALOGUE, plans=tuple(dearer[: 1 if bad == "plan" else 3]))
         weights = {"type": TARIFFS.weights[1:], "weight": TARIFFS.weights[:1] + TARIFFS.weights[2:]}
+        since = {} if later is None else dict.fromkeys(dated, max(self.now, self.latest) + later * S)
+        if "tariffs" in since:
+            self.made += 1
+            tariffs = msgspec.structs.replace(tariffs, version=100 + self.made, effective_from_us=since["tariffs"])
+        catalogue = msgspec.structs.replace(catalogue, effective_from_us=since.get("catalogue", 0))
         outcome = self.ask(
             Configure(
                 tariffs=msgspec.structs.replace(tariffs, weights=weights.get(bad, tariffs.weights)),
@@ -212,7 +219,9 @@ class MoneyRules(Driver):
         )
         assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"
         if bad is None:
-            self.tariffs, self.channel, self.catalogue = tariffs, channel, catalogue
+            self.channel, now = channel, self.latest
+            self.prices.say(self.prices.tariffs, tariffs, now=now, since=since.get("tariffs", now))
+            self.prices.say(self.prices.catalogues, catalogue, now=now, since=since.get("catalogue", now))
 
     @rule(sure=st.sampled_from([False, False, False, True]))
     def close_period(self, sure):

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from fabric.ledger.state import REFUND_MARGIN_US
 from fabric.units import UHS_PER_CT
+from tests.gate.oracle_debts import Debts
 from tests.gate.oracle_lots import CREDIT, assert_same_lots, refilled
 
 S = 1_000_000
@@ -69,13 +70,15 @@ class Hold:
         return sum(amount for _, amount in self.stack)
 
 
-class Auditor:
+class Auditor(Debts):
     """Lots as a list, holds as a dict of queues."""
 
     def __init__(self, policy_of, price_of=lambda account: 0):
         self.lots, self.holds = [], {}
         self.price_of = price_of
-        self.at_price, self.invoices = defaultdict(list), defaultdict(list)
+        self.at_price, self.fresh, self.invoices = defaultdict(list), {}, defaultdict(list)
+        self.uses = {}
+        """What the event in hand makes due for the holds of jobs: (price, amount), a part for each that is booked by itself."""
         self.debt, self.limit, self.lost = defaultdict(int), defaultdict(int), defaultdict(int)
         self.arrears = defaultdict(int)
         """Owed for what was charged back, never for use."""
@@ -90,33 +93,6 @@ class Auditor:
         asked = ("policy_of", "price_of")
         vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name not in asked})
         return made
-
-    # -- what is owed ----------------------------------------------------------------------------------------------------
-
-    def owe(self, account, amount):
-        """Used on credit, at the price in force."""
-        if amount:
-            self.debt[account] += amount
-            self.at_price[account].append((self.price_of(account), amount))
-
-    def owe_less(self, account, amount, *, newest):
-        self.debt[account] -= amount
-        while amount:
-            price, there = self.at_price[account].pop(-1 if newest else 0)
-            if there > amount:
-                self.at_price[account].insert(len(self.at_price[account]) if newest else 0, (price, there - amount))
-            amount -= min(there, amount)
-
-    def unpaid(self, account):
-        """Tokens in invoices: as much of each as of its price isn't paid."""
-        return sum(-(-amount * (price - paid) // price) for amount, price, paid, _ in self.invoices[account])
-
-    def due(self, account):
-        """Money in invoices."""
-        return sum(price - paid for _, price, paid, _ in self.invoices[account])
-
-    def owes(self, account):
-        return self.debt[account] + self.unpaid(account)
 
     def lot(self, lot_id):
         return next(lot for lot in self.lots if lot.lot_id == lot_id)
@@ -267,7 +243,8 @@ class Auditor:
             parts = self.take(account, hold.use, amount, transfer.at_us, into="captured")
             assert -amounts.get("debt", 0) == sum(part for lot, part in parts if lot == CREDIT)
         assert_same_lots(parts, transfer)
-        self.owe(account, sum(part for lot, part in parts if lot == CREDIT))
+        price = self.used_at(transfer.ref, amounts["redeemed"])
+        self.owe(account, sum(part for lot, part in parts if lot == CREDIT), price)
         hold.stack += parts
 
     def _write_off(self, transfer, amounts, use_of, terms_of):
@@ -356,7 +333,8 @@ class Auditor:
     def _invoice(self, transfer, amounts, use_of, terms_of):
         account, debt = transfer.account_id, amounts["debt"]
         assert debt == self.debt[account]
-        exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in self.at_price[account])
+        owed = [*self.at_price[account], self.at_todays(account)]
+        exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in owed)
         (price,) = [leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"] or (0,)
         rounding = sum(leg.amount for leg in transfer.postings if leg.account == "op/op/rounding")
         assert price == (max(round(exact / 10_000), 1) * 10_000 if exact else 0), "in whole fen, rounded once"

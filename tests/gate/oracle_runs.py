@@ -12,8 +12,9 @@ HOUR = 3_600 * S
 class Meter:
     """What one lease must be charged, in exact fractions, whatever the gate thinks."""
 
-    def __init__(self, *, devices, weight_at, curve_at, started):
-        self.devices, self.weight_at, self.curve_at, self.started = devices, weight_at, curve_at, started
+    def __init__(self, *, devices, weight_at, tariffs_at, started, turns=set):
+        self.devices, self.weight_at, self.tariffs_at, self.started = devices, weight_at, tariffs_at, started
+        self.turns, self.parts = turns, []
         self.done, self.span, self.last = 0, Fraction(0), None
         self.seq, self.metered, self.rated = 0, 0, 0
         self.absorbed = self.refunded = self.durable = self.estimated = 0
@@ -23,18 +24,19 @@ class Meter:
 
     @property
     def points(self):
-        return self.curve_at(self.started + self.metered).points
+        return self.tariffs_at(self.started + self.metered).curve.points
 
     @property
     def price(self):
-        """What it weighs and how it burns from where it is metered."""
+        """What it weighs and how it burns from where it is metered, and by which version."""
         at = self.started + self.metered
-        return Fraction(self.weight_at(at), PPM), self.points
+        return Fraction(self.weight_at(at), PPM), self.points, self.tariffs_at(at).version
 
     def pieces(self, window):
-        """Time cut at each moment at which it may weigh something else: every whole hour is one."""
+        """Time cut at each moment at which it may weigh or cost something else: every whole hour is one."""
         while window:
-            piece = min(window, HOUR - (self.started + self.metered) % HOUR)
+            at = self.started + self.metered
+            piece = min(window, HOUR - at % HOUR, *(turn - at for turn in self.turns() if turn > at))
             yield piece
             window -= piece
 
@@ -72,9 +74,15 @@ class Meter:
         if self.price != self.last:
             self.done, self.span, self.last = self.done + round(self.span), Fraction(0), self.price
         self.span += device_us * self.last[0]
-        self.metered += piece
         due, self.rated = self.done + round(self.span) - self.rated, self.done + round(self.span)
+        self.parts.append((self.started + self.metered, due))
+        self.metered += piece
         return due
+
+    def taken(self):
+        """What was due since this was asked last, by parts: when each began, and how much."""
+        parts, self.parts = self.parts, []
+        return parts
 
     def lost(self):
         """What is given back of what was charged since the last save."""
