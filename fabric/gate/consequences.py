@@ -70,8 +70,9 @@ def _let_prices_begin(core: Core) -> bool:
     while (since_us := dated_prices.due_us(core)) is not None and since_us <= now_us:
         core.now_us = since_us - 1
         invoices.follow(core)
-        core.now_us, have_begun = now_us, True
+        core.now_us, have_begun = since_us, True
         dated_prices.take_effect(core)
+    core.now_us = now_us
     return have_begun
 
 

@@ -38,14 +38,13 @@ def said_last(state: GateState) -> tuple[Tariffs | None, Catalogue | None]:
 def refused(core: Core, event: Configure) -> Refusal | None:
     """Why prices can't begin when they are said to, if they can't."""
     now_us = core.now_us
-    for what, each, before in (
-        ("tariffs", event.tariffs, core.state.tariffs),
-        ("catalogue", event.catalogue, core.state.catalogue),
+    for what, since_us in (
+        ("tariffs", event.tariffs.effective_from_us),
+        ("catalogue", event.catalogue.effective_from_us),
     ):
-        since_us = each.effective_from_us
         if since_us <= now_us:
             continue
-        if before is None:
+        if core.state.tariffs is None or core.state.catalogue is None:
             return _mistaken(f"there would be no {what} in force until then: start with prices without a date")
         if since_us > now_us + AHEAD_MAX_US:
             return _mistaken(f"prices begin at most {AHEAD_MAX_US // DAY_US} days from now, and the {what} later")
@@ -88,9 +87,10 @@ def take_effect(core: Core) -> None:
     _begin(core, first.tariffs or core.tariffs, first.catalogue or core.catalogue, dated_us=first.since_us)
     for account_id in core.subscribed_by:
         treasury.set_spending(core, account_id)
-    parts = [("tariffs", first.tariffs), ("catalogue", first.catalogue)]
-    what = " and ".join(f"{name} {each.version}" for name, each in parts if each is not None)
-    notices.tell(core, notices.OPERATORS, "prices_in_force", "", f"{what}, as was announced; {len(state.announced)} more to come")
+    begun = [] if first.tariffs is None else [f"tariffs {first.tariffs.version}"]
+    begun += [] if first.catalogue is None else [f"catalogue {first.catalogue.version}"]
+    text = f"{' and '.join(begun)}, as was announced; {len(state.announced)} more to come"
+    notices.tell(core, notices.OPERATORS, "prices_in_force", "", text)
 
 
 def _begin(core: Core, tariffs: Tariffs, catalogue: Catalogue, *, dated_us: int | None = None) -> None:

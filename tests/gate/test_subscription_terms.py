@@ -1,9 +1,12 @@
 """Subscribers keep their terms until they were told of others and a whole cycle has passed; an offer that ends says what follows."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fabric.charging.catalogue import Ends
 from fabric.gate.events import Subscribe, Tick
+from tests.gate.conftest import Story
 from tests.gate.dated import Dated, at, catalogue, priced
 from tests.gate.world import CATALOGUE, DAY, S
 
@@ -138,3 +141,74 @@ def test_what_operators_book_for_a_coming_cycle_costs_what_its_subscriber_was_to
     costs = [dated.must(Subscribe(payment_ref=ref, **paid)).facts["price_microcny"] for ref in "23"]
     assert costs == [OLD * 1_000_000, NEW * 1_000_000], "the cycles of days 7 and 14"
     assert CATALOGUE.subscription("weekly").price_microcny == OLD * 1_000_000
+
+
+# -- any history of prices ---------------------------------------------------------------------------------------------
+
+
+class Paying(Story):
+    """What is paid for a subscription, by the day on which its cycle begins."""
+
+    def __init__(self):
+        self.paid = {}
+        super().__init__("ada")
+
+    def do(self, event):
+        decision = super().do(event)
+        for transfer in decision.transfers:
+            cash = sum(leg.amount for leg in transfer.postings if leg.account == "cash/sandbox")
+            if transfer.kind == "subscription" and cash:
+                self.paid[(transfer.at_us - at(0)) // DAY] = cash // 1_000_000
+        return decision
+
+
+class Told:
+    """What Ada was told of her subscription of 7 days, on which day, and from which on: what she pays follows from that alone."""
+
+    def __init__(self):
+        self.steps, self.now, self.cycle, self.paid = [(0, 0, OLD)], 0, 0, {0: OLD}
+
+    def pass_to(self, day):
+        while 7 * (self.cycle + 1) <= day:
+            self.cycle += 1
+            begins, before = 7 * self.cycle, 7 * (self.cycle - 1)
+            for at_step in range(self.now, len(self.steps)):
+                told, since, _ = self.steps[at_step]
+                if since <= begins and told <= before:
+                    self.now = at_step
+            self.paid[begins] = self.steps[self.now][2]
+
+    def hears(self, day, since, price):
+        self.pass_to(day)
+        begun = [step for step in self.steps if step[1] <= day]
+        coming = [step for step in self.steps if day < step[1]]
+        kept = begun + [step for step in coming if since is not None and step[1] < since]
+        new = (day, day if since is None else since, price)
+        if kept[-1][2] != price:
+            again = [step for step in coming if step[1:] == new[1:]]
+            kept += again[:1] or [new]
+        self.steps = kept
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 15), st.sampled_from([None, None, 3, 8, 20, 40]), st.sampled_from([OLD, NEW, 135])),
+    max_size=5,
+)
+
+
+@settings(max_examples=60)
+@given(changes=CHANGES, is_watched=st.booleans())
+def test_each_cycle_costs_what_its_subscriber_was_told_a_whole_cycle_before(changes, is_watched):
+    story, told, day = Paying(), Told(), 0.5
+    subscribes(story)
+    for wait, ahead, price in changes:
+        for each in range(wait) if is_watched else ():
+            story.at((day + each) * D).do(Tick())
+        day += wait
+        offers = {"weekly": {"price_microcny": price * 1_000_000}}
+        since = None if ahead is None else day + ahead
+        story.at(day * D).must(priced(catalogue=catalogue(None if since is None else since * D, offers=offers)))
+        told.hears(day, since, price)
+    story.at(100 * D).do(Tick())
+    told.pass_to(100)
+    assert story.paid == told.paid
