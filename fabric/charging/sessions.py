@@ -200,6 +200,9 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         """The next so much time, cut where its weight turns and at `cuts`; the meter is of each piece's weight while that is in
         hand.
         """
+        if window_us and not self.terms and not cuts:
+            yield window_us
+            return
         while window_us:
             if self.terms:
                 self._turn()

@@ -259,8 +259,9 @@ def _price(
     core: Core, event: UpdateHold | SettleHold, billed: calls.Bill, *, owed_uhs: int, lost_uhs: int
 ) -> None:
     """What a word told of costs what it cost when it was used."""
-    uses = prices_then.uses_of(billed.records, beside_uhs=event.used_uhs, now_us=core.now_us)
-    prices_then.note_debt(core, event.account_id, uses, owed_uhs=owed_uhs, lost_uhs=lost_uhs)
+    if core.state.plan_prices:
+        uses = prices_then.uses_of(billed.records, beside_uhs=event.used_uhs, now_us=core.now_us)
+        prices_then.note_debt(core, event.account_id, uses, owed_uhs=owed_uhs, lost_uhs=lost_uhs)
 
 
 def _note(
