@@ -22,6 +22,7 @@ from fabric.cli.output import (
     say,
     table,
 )
+from fabric.cli.price_dates import print_announced
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.cli.usage_by import print_by, print_project
 from fabric.client.client import new_request_id
@@ -225,7 +226,7 @@ def statement(
 
 
 def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
-    """What can be bought, and what each accelerator burns."""
+    """What can be bought, what each accelerator burns, and what is announced to change."""
     found = json.loads(client(account).fetch(pb.PricesRequest()))
     if as_json:
         print_json(as_strings(found))
@@ -260,6 +261,7 @@ def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         ]
         columns = ("subscription", "CNY", "CT", "each", "life", "carried over", "used up", "plan", "what")
         console().print(table("subscriptions", columns, subscriptions, spare=("what",)))
+    print_announced(found)
 
 
 def plan(*, account: ForAccount = "", as_json: AsJson = False) -> None:
@@ -267,10 +269,7 @@ def plan(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     own = client(account).call(pb.BalanceRequest(), pb.BalanceReply).plan
     catalogue = json.loads(client(account).fetch(pb.PricesRequest()))["catalogue"]
     found: dict[str, Any] = next((each for each in catalogue["plans"] if each["name"] == own), {"name": own})
-    if as_json:
-        print_json(as_strings(found))
-    else:
-        print_facts(_plan_facts(found))
+    print_json(as_strings(found)) if as_json else print_facts(_plan_facts(found))
 
 
 def _plan_facts(found: dict[str, Any]) -> dict[str, str]:

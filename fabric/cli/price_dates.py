@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fabric.cli.output import time_of
+from fabric.cli.output import console, table, time_of
 from fabric.units import PPM, format_cny, format_ct
 
 Prices = Mapping[str, Any]
@@ -35,6 +35,12 @@ def changes(found: Prices) -> list[tuple[str, str, str, str]]:
             before = each
     rows.sort(key=lambda row: row[0])
     return [(time_of(since_us), what, now, then) for since_us, what, now, then in rows]
+
+
+def print_announced(found: Prices) -> None:
+    """What will cost something else, if anything is announced."""
+    if rows := changes(found):
+        console().print(table("announced", ("from", "what", "now", "then"), rows))
 
 
 def _announced(found: Prices, kind: str) -> list[tuple[int, dict[str, Any]]]:

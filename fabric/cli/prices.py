@@ -8,7 +8,7 @@ import typer
 
 from fabric.cli.money import as_strings
 from fabric.cli.output import console, print_json, say, table
-from fabric.cli.price_dates import changes, dates
+from fabric.cli.price_dates import dates, print_announced
 from fabric.cli.session import AsJson, client
 from fabric.errors import InvalidRequest
 from fabric.units import PPM
@@ -30,9 +30,7 @@ def show(context: typer.Context, *, as_json: AsJson = False) -> None:
         print_json(as_strings(found))
         return
     console().print(table("prices", ("what", "version", "since", "until"), dates(found)))
-    rows = changes(found)
-    if rows:
-        console().print(table("announced changes", ("from", "what", "now", "then"), rows))
+    print_announced(found)
 
 
 @ops.command()

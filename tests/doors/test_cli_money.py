@@ -174,6 +174,7 @@ def test_prices_are_shown_with_their_dates_and_what_they_will_change(house, oper
     assert "plan on-account 0.40 CNY 0.60 CNY" in text
     assert "subscription monthly 10 for 4.00 CNY 10 for 4.00 CNY, ends 2024-01-" in text
     assert "plan starter" not in text, "it stays as it is"
+    assert "A100 0.312 0.4" in " ".join(operator("plans").output.split()), "customers see it, too"
     found = json.loads(operator("ops", "prices", "--json").output)
     assert [each["since_us"] for each in found["announced"]] == [START_US + 40 * day_us, START_US + 50 * day_us]
     assert operator("ops", "prices", "check").output, "a word of its own"
