@@ -155,6 +155,7 @@ def capture(core: Core, job: Job, amount_uhs: int, *, from_us: int, until_us: in
     owed_uhs = core.book.accounts[job.account_id].debt_uhs
     captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
     prices_then.note_debt(core, job.account_id, [(captured, from_us)], owed_uhs=owed_uhs)
+    prices_then.note_on_credit(core, job, from_us=from_us, owed_uhs=owed_uhs)
     _spent(core, job, captured, from_us=from_us, until_us=until_us)
     return captured
 
@@ -162,7 +163,13 @@ def capture(core: Core, job: Job, amount_uhs: int, *, from_us: int, until_us: in
 def refund(core: Core, job: Job, amount_uhs: int) -> None:
     """Give lost work back to the open hold, lot by lot in reverse."""
     if amount_uhs > 0 and job.hold_id is not None:
-        refunded = core.book.refund(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us)
+        refunded = core.book.refund(
+            job.hold_id,
+            amount_uhs=amount_uhs,
+            now_us=core.now_us,
+            used_at=job.on_credit,
+            todays=core.plan_of(job.account_id).price_microcny_per_ct,
+        )
         assert refunded == amount_uhs, f"{job.job_id} was charged {amount_uhs - refunded} µHs outside its hold"
         _spent(core, job, -refunded, from_us=core.now_us, until_us=core.now_us)
 

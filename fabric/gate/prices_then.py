@@ -15,6 +15,8 @@ from fabric.charging.records import Cdr
 from fabric.charging.sessions import Due
 from fabric.gate.core import Core
 from fabric.gate.price_state import PlanPrices
+from fabric.gate.state import Job
+from fabric.ledger.accounts import Priced
 from fabric.units import AccountId
 
 KEPT: Final = 1_000
@@ -91,6 +93,25 @@ def note_debt(core: Core, account_id: AccountId, uses: Iterable[Use], *, owed_uh
             found.append((part, price))
     for part, price in reversed(found):
         core.book.price_debt(account_id, amount_uhs=part, microcny_per_ct=price)
+
+
+def note_on_credit(core: Core, job: Job, *, from_us: int, owed_uhs: int) -> None:
+    """What of a job's use, from a moment on, became debt just now is kept with it: what is given back of it costs as much less.
+
+    Args:
+        core: whose books.
+        job: which.
+        from_us: when that use began.
+        owed_uhs: what its account owed before.
+    """
+    debt_uhs = core.book.accounts[job.account_id].debt_uhs - owed_uhs
+    if debt_uhs <= 0 or core.state.rules < versions.PRICES_OF_THEIR_TIME:
+        return
+    price = price_at(core, job.account_id, from_us)
+    if job.on_credit and job.on_credit[-1].microcny_per_ct == price:
+        job.on_credit[-1].amount_uhs += debt_uhs
+    else:
+        job.on_credit.append(Priced(debt_uhs, price))
 
 
 def note_change(core: Core, before: Catalogue | None, *, since_us: int) -> None:

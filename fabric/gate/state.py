@@ -30,6 +30,7 @@ from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.stays import Stay
 from fabric.gate.timeline import Moment
 from fabric.ledger import Book
+from fabric.ledger.accounts import Priced
 from fabric.placement import PlacementState
 from fabric.placement.locality import Holdings
 from fabric.placement.quotas import Policy
@@ -181,6 +182,8 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     again_step: int = -1
     """The farthest step at which an attempt ended by itself to be queued anew, and how many since then got no farther."""
     again_in_a_row: int = 0
+    on_credit: list[Priced] = []
+    """What of its use became debt, at which prices, the newest last; without what was given back of it."""
     saves_us: tuple[int, ...] = ()
     """How long its last saves took: what its grace is learned from."""
     restore_us: int = 0

@@ -145,6 +145,39 @@ class Account(msgspec.Struct, kw_only=True):
         else:
             self.priced.append(Priced(amount_uhs, microcny_per_ct))
 
+    def take_back(self, amount_uhs: int, used_at: list[Priced], *, todays: int) -> None:
+        """Owe less, because use is taken back: at its own prices, where those are known.
+
+        Args:
+            amount_uhs: how much.
+            used_at: what the use became of debt at which prices, the newest last: so much of that is taken off. What isn't there counts
+                as what was used last.
+            todays: the price in force, at which debt has no price yet.
+        """
+        while amount_uhs and used_at:
+            newest = used_at[-1]
+            part = min(amount_uhs, newest.amount_uhs)
+            self._lower_at(part, newest.microcny_per_ct, is_todays=newest.microcny_per_ct == todays)
+            newest.amount_uhs -= part
+            amount_uhs -= part
+            if not newest.amount_uhs:
+                used_at.pop()
+        if amount_uhs:
+            self.lower_debt(amount_uhs, newest_first=True)
+
+    def _lower_at(self, amount_uhs: int, microcny_per_ct: int, *, is_todays: bool) -> None:
+        """Owe less of what was used at a price; of what was used last, where so much isn't owed at it any more."""
+        unpriced_uhs = self.debt_uhs - sum(each.amount_uhs for each in self.priced)
+        left_uhs = amount_uhs - (min(amount_uhs, unpriced_uhs) if is_todays else 0)
+        for priced in reversed(self.priced):
+            part = min(left_uhs, priced.amount_uhs) if priced.microcny_per_ct == microcny_per_ct else 0
+            priced.amount_uhs -= part
+            left_uhs -= part
+        self.priced = [each for each in self.priced if each.amount_uhs]
+        self.debt_uhs -= amount_uhs - left_uhs
+        if left_uhs:
+            self.lower_debt(left_uhs, newest_first=True)
+
     def lower_debt(self, amount_uhs: int, *, newest_first: bool) -> None:
         """Owe less: what was used last where use is taken back, what was used first where it is paid for."""
         unpriced_uhs = self.debt_uhs - sum(each.amount_uhs for each in self.priced)

@@ -7,7 +7,7 @@ Every one first brings the book up to `now_us`, so holds lapse and lots expire a
 from typing import Final
 
 from fabric.ledger import sweeping, vault
-from fabric.ledger.accounts import Account
+from fabric.ledger.accounts import Account, Priced
 from fabric.ledger.balances import barred_uhs, free_uhs
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
@@ -114,13 +114,31 @@ def extend(
     return hold_more(ledger, account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
 
 
-def refund(ledger: Ledger, hold_id: str, *, amount_uhs: int, now_us: int) -> int:
-    """Take captures back into the open hold, last first, at most what it has captured; returns how much."""
+def refund(
+    ledger: Ledger,
+    hold_id: str,
+    *,
+    amount_uhs: int,
+    now_us: int,
+    used_at: list[Priced] | None = None,
+    todays: int = 0,
+) -> int:
+    """Take captures back into the open hold, last first, at most what it has captured; returns how much. What had become debt is
+    taken off it at the prices of its use (`Account.take_back`), where these are known.
+    """
     sweeping.catch_up(ledger, now_us)
     hold = ledger.holds[hold_id]
     part = min(amount_uhs, hold.captured_uhs)
     if part > 0:
-        vault.uncapture(ledger, ledger.accounts[hold.account_id], hold, amount_uhs=part, now_us=now_us)
+        vault.uncapture(
+            ledger,
+            ledger.accounts[hold.account_id],
+            hold,
+            amount_uhs=part,
+            now_us=now_us,
+            used_at=[] if used_at is None else used_at,
+            todays=todays,
+        )
     return max(part, 0)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from fabric.ledger import paybacks, postings
-from fabric.ledger.accounts import Account
+from fabric.ledger.accounts import Account, Priced
 from fabric.ledger.burning import burn_again, drop_if_spent
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import Lot, Origin, Terms, new_lot
@@ -182,8 +182,17 @@ def write_off(
     )
 
 
-def uncapture(ledger: Ledger, account: Account, hold: Hold, *, amount_uhs: int, now_us: int) -> None:
-    """Redeemed → held, last captured first: exactly the way back."""
+def uncapture(
+    ledger: Ledger,
+    account: Account,
+    hold: Hold,
+    *,
+    amount_uhs: int,
+    now_us: int,
+    used_at: list[Priced],
+    todays: int,
+) -> None:
+    """Redeemed → held, last captured first: exactly the way back. `used_at` and `todays` as in `Account.take_back`."""
     shares: list[LotShare] = []
     missing = amount_uhs
     invoiced = 0
@@ -198,7 +207,7 @@ def uncapture(ledger: Ledger, account: Account, hold: Hold, *, amount_uhs: int, 
             late.append((ledger.lots[piece.lot_id], part))
         elif piece.lot_id == CREDIT:
             owed = min(part, account.debt_uhs)
-            account.lower_debt(owed, newest_first=True)
+            account.take_back(owed, used_at, todays=todays)
             account.credit_held_uhs += owed
             piece.held_uhs += owed
             invoiced += part - owed

@@ -77,7 +77,7 @@ class Auditor(Debts):
         self.lots, self.holds = [], {}
         self.price_of = price_of
         self.at_price, self.fresh, self.invoices = defaultdict(list), {}, defaultdict(list)
-        self.uses = {}
+        self.uses, self.used = {}, defaultdict(list)
         """What the event in hand makes due for the holds of jobs: (price, amount), a part for each that is booked by itself."""
         self.debt, self.limit, self.lost = defaultdict(int), defaultdict(int), defaultdict(int)
         self.arrears = defaultdict(int)
@@ -244,7 +244,7 @@ class Auditor(Debts):
             assert -amounts.get("debt", 0) == sum(part for lot, part in parts if lot == CREDIT)
         assert_same_lots(parts, transfer)
         price = self.used_at(transfer.ref, amounts["redeemed"])
-        self.owe(account, sum(part for lot, part in parts if lot == CREDIT), price)
+        self.owe(account, sum(part for lot, part in parts if lot == CREDIT), price, transfer.ref)
         hold.stack += parts
 
     def _write_off(self, transfer, amounts, use_of, terms_of):
@@ -311,7 +311,7 @@ class Auditor(Debts):
             amount -= part
             if lot_id == CREDIT:
                 owed = min(part, self.debt[hold.account])
-                self.owe_less(hold.account, owed, newest=True)
+                self.take_back(hold.account, owed, self.used[transfer.ref.partition("#")[0]])
                 back.append((CREDIT, owed))
                 anew += part - owed
             elif not self.lot(lot_id).alive(transfer.at_us + REFUND_MARGIN_US):

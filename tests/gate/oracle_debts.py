@@ -2,7 +2,7 @@
 
 
 class Debts:
-    """Of an auditor: `debt`, `at_price`, `fresh`, `invoices` and `uses` are its own."""
+    """Of an auditor: `debt`, `at_price`, `fresh`, `invoices`, `uses` and `used` are its own."""
 
     def at_todays(self, account):
         """The price in force, and how much is owed that was used at it, as far as no other was in force since."""
@@ -14,11 +14,12 @@ class Debts:
         self.fresh[account] = price, amount
         return price, amount
 
-    def owe(self, account, amount, price=None):
+    def owe(self, account, amount, price=None, ref=""):
         """Used on credit: at the price of its time, where that isn't the one in force."""
         if amount:
             self.debt[account] += amount
             today, fresh = self.at_todays(account)
+            self.used[ref.partition("#")[0]].append((today if price is None else price, amount))
             if price in (None, today):
                 self.fresh[account] = today, fresh + amount
             else:
@@ -35,6 +36,27 @@ class Debts:
                 steps.insert(len(steps) if newest else 0, (price, there - amount))
             amount -= min(there, amount)
         self.fresh[account] = today, fresh - amount
+
+    def take_back(self, account, amount, used):
+        """Less is owed because use is taken back: at the prices of its use, the newest first; the rest as what was used last."""
+        while amount and used:
+            price, there = used.pop()
+            part = min(there, amount)
+            used += [(price, there - part)] if there > part else []
+            amount -= part
+            self.owe_less_at(account, part, price)
+        self.owe_less(account, amount, newest=True)
+
+    def owe_less_at(self, account, amount, price):
+        today, fresh = self.at_todays(account)
+        first = min(fresh, amount) if price == today else 0
+        self.fresh[account], left, steps = (today, fresh - first), amount - first, self.at_price[account]
+        for at in reversed(range(len(steps))):
+            part = min(left, steps[at][1]) if steps[at][0] == price else 0
+            steps[at], left = (steps[at][0], steps[at][1] - part), left - part
+        steps[:] = [step for step in steps if step[1]]
+        self.debt[account] -= amount - left
+        self.owe_less(account, left, newest=True)
 
     def used_at(self, ref, amount):
         """At which price a job's use was that is captured: of what is due one part after the other, never more than there is of it."""

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from fabric.gate import Gate
 from fabric.gate.account_events import OpenAccount
-from fabric.gate.events import ClosePeriod, Configure, HoldMode, Tick
+from fabric.gate.events import ClosePeriod, Configure, HoldMode, NodeDown, Tick
 from fabric.gate.questions import PricesOf
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, SettleHold
 from fabric.ledger import Service, Use
@@ -86,6 +86,28 @@ def test_by_the_rules_of_before_it_has_the_price_of_when_it_was_booked():
     story.must(ClosePeriod(period="p"))
     assert story.gate.state.book.accounts["cyd"].receivable_microcny == owed((100, 400_000), (200, 1_200_000))
     assert (story.gate.state.plan_prices, story.gate.state.offers) == ([], {})
+
+
+def test_what_is_given_back_of_dear_use_leaves_the_cheap_use_of_others_its_own_price(dated):
+    """The lost job had used 100 s at the price of before and as much at the one in force: only what the other used is owed then."""
+    on_credit(dated)
+    dated.must(node("a1", "A100"))
+    dated.must(priced(catalogue=catalogue(prices=DEAR)))
+    dated.must(priced(catalogue=catalogue(100, prices={"post": 400_000})))
+    dated.play(
+        (0, submit("a", account="cyd", limit=250 * S), ["start a.1 epoch 1 on h1:1"]),
+        (0, started("a.1"), []),
+        (100, metered(100, "a.1"), []),
+        (100, submit("b", account="cyd", types=("A100",), limit=100 * S), ["start b.1 epoch 1 on a1:1"]),
+        (100, started("b.1"), []),
+        (200, metered(100, "a.1", seq=2), []),
+        (200, metered(100, "b.1"), []),
+        (200, NodeDown(node_id="h1"), ["remove a.1"]),
+        (201, removed("a.1"), []),
+        job="a",
+    )
+    dated.must(ClosePeriod(period="p"))
+    assert dated.gate.state.book.accounts["cyd"].receivable_microcny == owed((Fraction(63, 2), 400_000))
 
 
 PRICE = (40 * S, 4 * S, 400 * S, 400 * S)
