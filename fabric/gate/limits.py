@@ -227,7 +227,8 @@ def held(core: Core, account_id: AccountId, whose: str, limit: Limit) -> int:
     if limit.terms.unit is Unit.CT:
         return held_uhs
     if limit.terms.unit is Unit.CNY:
-        return -(-held_uhs * core.plan_of(account_id).price_microcny_per_ct // UHS_PER_CT)
+        price = prices_then.dearest(core, account_id, standing(core, limit, core.now_us).until_us)
+        return -(-held_uhs * price // UHS_PER_CT)
     return _held_llm(core, whose)
 
 
@@ -290,12 +291,13 @@ def _left_uhs(
     models: tuple[str, ...] | None = None,
 ) -> int | None:
     """What one limit leaves, in µHs; None if what it counts costs nothing."""
-    used, amount = standing(core, limit, at_us).used, limit.terms.amount
+    now, amount = standing(core, limit, at_us), limit.terms.amount
+    used = now.used
     held_uhs = _held_uhs(core, whose) + _in_packages(core, whose).uhs
     if limit.terms.unit is Unit.CT:
         return max(0, amount - used - held_uhs)
     if limit.terms.unit is Unit.CNY:
-        price = core.plan_of(account_id).price_microcny_per_ct
+        price = prices_then.dearest(core, account_id, now.until_us)
         left = (amount - used) * UHS_PER_CT - limit.rest
         return None if not price else max(0, left // price - held_uhs)
     left = amount - used - _held_llm(core, whose)

@@ -34,6 +34,14 @@ def price_at(core: Core, account_id: AccountId, at_us: int) -> int:
     return step.microcny_per_ct.get(plan.name, plan.price_microcny_per_ct)
 
 
+def dearest(core: Core, account_id: AccountId, until_us: int | None) -> int:
+    """What a token costs the account at most from now until a moment (None = ever), by what is announced."""
+    plan = core.plan_of(account_id)
+    begins = [each for each in core.state.announced if until_us is None or each.since_us < until_us]
+    later = [each.catalogue.plan(plan.name) for each in begins if each.catalogue is not None]
+    return max(each.price_microcny_per_ct for each in (plan, *later) if each is not None)
+
+
 def turns(core: Core, account_id: AccountId, *, after_us: int, until_us: int) -> tuple[int, ...]:
     """The moments between two at which a token began to cost the account something else."""
     steps = core.state.plan_prices

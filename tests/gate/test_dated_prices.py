@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from fabric.gate import Gate
 from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import ClosePeriod, Configure, HoldMode, NodeDown, Tick
+from fabric.gate.limit_events import LimitTerms, SetLimit, Unit, Whose
+from fabric.gate.periods import Period
 from fabric.gate.questions import PricesOf
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, SettleHold
 from fabric.ledger import Service, Use
@@ -140,6 +142,19 @@ def test_calls_on_credit_that_are_reported_after_a_date_have_the_price_of_when_t
     pays(dated.at(40), call("a", 10), call("b", 35), account="cyd")
     account = dated.gate.state.book.accounts["cyd"]
     assert (account.debt_uhs, account.priced) == (2 * COST, [Priced(COST, 400_000)])
+
+
+def test_a_limit_in_money_holds_at_the_dearest_price_that_is_known_to_begin_in_its_period(dated):
+    """It is 22:13; what begins after midnight is of the next day."""
+    terms = LimitTerms(period=Period.DAY, unit=Unit.CNY, amount=50_000)  # 360 s at 0.50 CNY a token
+    dated.must(SetLimit(account_id="ada", whose=Whose.ACCOUNT, terms=terms))
+    dated.must(priced(catalogue=catalogue(2 * HOUR, prices={"starter": 2_000_000})))
+    dated.must(submit("a", limit=180 * S))
+    dated.must(priced(catalogue=catalogue(HOUR, prices={"starter": 1_000_000})))
+    assert dated.do(submit("b", limit=1 * S)).outcome.code == "spending_limit_reached"
+    dated.must(priced())
+    dated.must(submit("b", limit=180 * S))
+    assert dated.do(submit("c", limit=1 * S)).outcome.code == "spending_limit_reached"
 
 
 # -- what burns, and calls ---------------------------------------------------------------------------------------------
