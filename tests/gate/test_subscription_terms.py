@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from fabric.charging.catalogue import Ends
 from fabric.gate.events import Subscribe, Tick
+from fabric.gate.questions import PaymentsOf
 from tests.gate.conftest import Story
 from tests.gate.dated import Dated, at, catalogue, priced
+from tests.gate.tills import asks, says
 from tests.gate.world import CATALOGUE, DAY, S
 
 D = DAY // S
@@ -141,6 +143,44 @@ def test_what_operators_book_for_a_coming_cycle_costs_what_its_subscriber_was_to
     costs = [dated.must(Subscribe(payment_ref=ref, **paid)).facts["price_microcny"] for ref in "23"]
     assert costs == [OLD * 1_000_000, NEW * 1_000_000], "the cycles of days 7 and 14"
     assert CATALOGUE.subscription("weekly").price_microcny == OLD * 1_000_000
+
+# -- paid through a provider -------------------------------------------------------------------------------------------
+
+
+def renewal(story, day):
+    """The payment that is asked for by itself by then, and is paid; for how many CNY, and what it buys."""
+    story.at(day * D).do(Tick())
+    asked = [each for each in story.gate.ask(PaymentsOf(account_id="ada"), story.now_us) if each.auto][0]
+    story.must(says(payment_id=asked.payment_id, amount=asked.price_microcny))
+    return asked.price_microcny // 1_000_000, asked.subscription
+
+
+@pytest.fixture
+def payer(dated):
+    """Ada pays for weeks through Stripe."""
+    dated.must(priced(payments="stripe"))
+    dated.must(asks(seconds=0, subscription="weekly", account_id="ada"))
+    dated.must(says(amount=OLD * 1_000_000))
+    return dated
+
+
+def test_the_next_cycle_is_asked_for_at_what_its_subscriber_was_told(payer):
+    payer.at(D).must(priced(payments="stripe", catalogue=catalogue(10 * D, offers=DEARER)))
+    assert [renewal(payer, day) for day in (4, 11)] == [(OLD, "weekly"), (NEW, "weekly")]
+
+
+def test_what_follows_an_offer_that_ends_is_asked_for_when_it_begins_and_begins_when_it_is_paid(payer):
+    ends = {"weekly": {"ends": Ends(at_us=at(14 * D), then="monthly")}}
+    payer.at(D).must(priced(payments="stripe", catalogue=catalogue(offers=ends)))
+    assert renewal(payer, 4) == (OLD, "weekly")
+    payer.at(13 * D).do(Tick())
+    assert [each for each in payer.gate.ask(PaymentsOf(account_id="ada"), payer.now_us) if each.state != "paid"] == []
+    payer.at(14 * D).do(Tick())
+    (record,) = payer.gate.state.subscriptions
+    assert (record.subscription, record.past_due_at_us) == ("monthly", at(14 * D))
+    assert renewal(payer, 14.5) == (400, "monthly")
+    assert (record.past_due_at_us, record.started_at_us, record.index) == (None, at(14.5 * D), 0)
+
 
 
 # -- any history of prices ---------------------------------------------------------------------------------------------
