@@ -46,7 +46,11 @@ def _in_zone(text: str, name: str) -> datetime | None:
     """What the clocks of a zone show; None where they show it twice, or never."""
     try:
         zone, local = ZoneInfo(name), datetime.fromisoformat(text)
-    except (ValueError, OSError, KeyError):  # no moment; no such file, a folder, a path that leads elsewhere, or no data at all
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+    ):  # no moment; no such file, a folder, a path that leads elsewhere, or no data at all
         return None
     if local.tzinfo is not None:
         return None

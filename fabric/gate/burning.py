@@ -118,14 +118,10 @@ def _charge_gap(core: Core, record: LeaseRecord, session: ChargingSession, windo
 
 def _cuts(core: Core, session: ChargingSession) -> tuple[int, ...]:
     """Where a token began to cost something else, in what isn't metered yet."""
-    return prices_then.turns(
-        core, AccountId(session.account_id), after_us=session.at_us, until_us=core.now_us
-    )
+    return prices_then.turns(core, AccountId(session.account_id), after_us=session.at_us, until_us=core.now_us)
 
 
-def _charge(
-    core: Core, record: LeaseRecord, session: ChargingSession, dues: Sequence[Due], *, from_us: int
-) -> None:
+def _charge(core: Core, record: LeaseRecord, session: ChargingSession, dues: Sequence[Due], *, from_us: int) -> None:
     """Capture what is due since a moment; what the hold no longer covers is the operator's loss, never the customer's debt."""
     job = core.state.jobs[record.lease.job_id]
     for due in prices_then.by_price(core, job.account_id, dues, from_us=from_us):

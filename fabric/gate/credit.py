@@ -255,9 +255,7 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int, now_us: int | None = None
     return None if found is None else max(0, found.left_uhs - max(used_uhs - hold.held_uhs, 0))
 
 
-def _price(
-    core: Core, event: UpdateHold | SettleHold, billed: calls.Bill, *, owed_uhs: int, lost_uhs: int
-) -> None:
+def _price(core: Core, event: UpdateHold | SettleHold, billed: calls.Bill, *, owed_uhs: int, lost_uhs: int) -> None:
     """What a word told of costs what it cost when it was used."""
     if core.state.plan_prices:
         uses = prices_then.uses_of(billed.records, beside_uhs=event.used_uhs, now_us=core.now_us)

@@ -98,9 +98,7 @@ def _begin(core: Core, tariffs: Tariffs, catalogue: Catalogue, *, dated_us: int 
     state, before = core.state, core.state.catalogue
     _fix_prices(core, catalogue)
     state.tariffs, state.catalogue = tariffs, catalogue
-    ledgers.settings(
-        core.book, operator=state.operator, settlement_window_us=catalogue.settlement_hours * _HOUR_US
-    )
+    ledgers.settings(core.book, operator=state.operator, settlement_window_us=catalogue.settlement_hours * _HOUR_US)
     core.note_prices()
     core.note_dunning()
     prices_then.note_change(core, before, since_us=core.now_us if dated_us is None else dated_us)

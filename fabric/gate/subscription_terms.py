@@ -37,7 +37,7 @@ class Terms(NamedTuple):
         return self.offer is None or self.offer.is_over(self.begins_us)
 
 
-def now(core: Core, name: str) -> Terms:
+def todays(core: Core, name: str) -> Terms:
     """What is in force for whoever begins now."""
     return at(core, name, core.now_us)
 
@@ -55,7 +55,7 @@ def bought(core: Core, offer: Subscription) -> int:
     """Which terms these are, that were paid for: those in force where they are none."""
     steps = core.state.offers.get(offer.name, [])
     same = [number for number, step in enumerate(steps) if step.offer == offer and step.since_us <= core.now_us]
-    return same[-1] if same else now(core, offer.name).number
+    return same[-1] if same else todays(core, offer.name).number
 
 
 def of_cycle(core: Core, record: SubscriptionRecord, index: int) -> Terms:

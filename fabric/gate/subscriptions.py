@@ -46,7 +46,7 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
         started_at_us=core.now_us,
         index=0,
         next_at_us=plans.next_cycle_us(offer, started_at_us=core.now_us, index=0),
-        terms=subscription_terms.now(core, offer.name).number,
+        terms=subscription_terms.todays(core, offer.name).number,
     )
     cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
     outcome = _book(core, account, cycle.grant, record.lots, at_us=core.now_us, channel=event.channel)
@@ -344,16 +344,16 @@ def _go_on(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     if record.ahead:
         return before  # what is paid is granted
     if offer is not None and offer.ends is not None and offer.ends.keeps_rollover and not record.ending:
-        cycle = plans.cycle_grants(before, started_at_us=record.started_at_us, index=record.index + 1, left_uhs=left_uhs)
+        cycle = plans.cycle_grants(
+            before, started_at_us=record.started_at_us, index=record.index + 1, left_uhs=left_uhs
+        )
         if cycle.rollover is not None:
             account = core.state.accounts[record.account_id]
             _carry(core, account, cycle.rollover, record.lots, [], at_us=at_us)
     return None if record.ending else subscription_terms.move_on(core, record, offer, at_us=at_us)
 
 
-def _carry(
-    core: Core, account: Account, rollover: LotTerms, lots: list[str], into: list[str], *, at_us: int
-) -> None:
+def _carry(core: Core, account: Account, rollover: LotTerms, lots: list[str], into: list[str], *, at_us: int) -> None:
     """Book what is carried over, in place of what is left of these lots."""
     ledger = package_of(core.book, rollover.asset)
     lots = [lot_id for lot_id in lots if lot_id in ledger.lots]

@@ -83,7 +83,12 @@ def test_what_covers_a_lease_is_reckoned_by_each_price_from_its_moment_on():
     """An hour at 1, then at 2: what begins later takes nothing of what is covered before."""
     moment = STARTED + HOUR
     session = open_session(terms(PPM), terms(2 * PPM, since=moment, version=8))
-    for tokens, until in ((0, STARTED), (UHS_PER_CT // 2, STARTED + HOUR // 2), (UHS_PER_CT, moment), (3 * UHS_PER_CT, moment + HOUR)):
+    for tokens, until in (
+        (0, STARTED),
+        (UHS_PER_CT // 2, STARTED + HOUR // 2),
+        (UHS_PER_CT, moment),
+        (3 * UHS_PER_CT, moment + HOUR),
+    ):
         assert session.covered_until_us(tokens) == until
     assert [session.worst_by(us) for us in (STARTED, moment, moment + 1)] == [PPM, PPM, 2 * PPM]
     session.gap(window_us=2 * HOUR)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fabric.charging.burn import BurnCurve
-from fabric.charging.catalogue import Ends, Mode, Overflow, Restriction
+from fabric.charging.catalogue import Mode, Overflow, Restriction
 from fabric.charging.plans import price_of
 from fabric.config.cluster import shipped
 from fabric.config.prices import load_catalogue, load_tariffs
@@ -143,41 +143,6 @@ def test_an_accelerator_may_be_called_by_any_of_its_names(tmp_path):
     assert load_tariffs(file).accelerators == ("H100", "A100", "910B")
 
 
-MIDNIGHT_US = 1_798_732_800_000_000
-"""As 2027 begins in Shanghai."""
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        '"2027-01-01T00:00+08:00"',
-        "2027-01-01T00:00:00+08:00",
-        '"2026-12-31T16:00Z"',
-        '"2027-01-01 00:00 Asia/Shanghai"',
-        "2027-01-01 Asia/Shanghai",
-    ],
-)
-def test_prices_say_from_when_on_they_hold_with_its_time_zone(said, tmp_path):
-    for load, name in ((load_tariffs, "tariffs.yaml"), (load_catalogue, "plans.yaml")):
-        text = shipped(name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(f"{text}\neffective_from: {said}\n", encoding="utf-8")
-        assert load(tmp_path / name).effective_from_us == MIDNIGHT_US
-        assert load(shipped(name)).effective_from_us == 0, "at once"
-
-
-def test_a_subscription_says_how_it_ends(tmp_path):
-    first, second = (each.name for each in load_catalogue(shipped("plans.yaml")).subscriptions)
-    ends = {"at": "2027-01-01 00:00 Asia/Shanghai", "then": second, "rollover": "keep"}
-    file = tmp_path / "plans.yaml"
-    file.write_text(changed(load_catalogue, ("subscriptions", 0, "ends"), ends), encoding="utf-8")
-    found = load_catalogue(file)
-    assert found.subscription(first).ends == Ends(at_us=MIDNIGHT_US, then=second, keeps_rollover=True)
-    assert found.subscription(second).ends is None
-    del ends["then"], ends["rollover"]
-    file.write_text(changed(load_catalogue, ("subscriptions", 0, "ends"), ends), encoding="utf-8")
-    assert load_catalogue(file).subscription(first).ends == Ends(at_us=MIDNIGHT_US)
-
-
 POINT = {"utilisation": 1, "burn": 1}
 BAD_TARIFFS = [
     (("weights", 1, "weight"), 0.315, "weights[1].weight", "found 0.315", "in quotes"),
@@ -219,7 +184,13 @@ BAD_TARIFFS = [
     (("version",), "1", "version", "found '1'", "valid integer"),
     (("clock",), 8, "clock", "found 8", '"+08:00"'),
     (("clock",), "+15:00", "clock", "found '+15:00'", '"+08:00"'),
-    (("wieghts",), [], "the file", "found wieghts", "clock, curve, effective_from, name, notes, rates, version, weights"),
+    (
+        ("wieghts",),
+        [],
+        "the file",
+        "found wieghts",
+        "clock, curve, effective_from, name, notes, rates, version, weights",
+    ),
     (("effective_from",), "2027-01-01T00:00:00", "effective_from", "found '2027-01-01T00:00:00'", "its time zone"),
     (("effective_from",), "2027-01-01", "effective_from", "found '2027-01-01'", "its time zone"),
     (("effective_from",), "1969-01-01T00:00Z", "effective_from", "found '1969", "its time zone"),

@@ -151,14 +151,19 @@ def test_prices_are_checked_line_by_line_and_a_wrong_weight_ends_with_2(house, o
 
 def test_prices_are_shown_with_their_dates_and_what_they_will_change(house, operator):
     shown = operator("ops", "prices").output
-    assert [line.split() for line in shown.splitlines()[2:]] == [["tariffs", "1", "in", "force"], ["catalogue", "1", "in", "force"]]
+    assert [line.split() for line in shown.splitlines()[2:]] == [
+        ["tariffs", "1", "in", "force"],
+        ["catalogue", "1", "in", "force"],
+    ]
     day_us = 86_400_000_000
     weights = (TARIFFS.weights[0], Weight(accelerator="A100", ppm=400_000))
     ends = Ends(at_us=START_US + 60 * day_us)
     (monthly,) = CATALOGUE.subscriptions
     house.port.seed(
         Configure(
-            tariffs=msgspec.structs.replace(TARIFFS, version=2, weights=weights, effective_from_us=START_US + 40 * day_us),
+            tariffs=msgspec.structs.replace(
+                TARIFFS, version=2, weights=weights, effective_from_us=START_US + 40 * day_us
+            ),
             catalogue=msgspec.structs.replace(
                 CATALOGUE,
                 version=7,

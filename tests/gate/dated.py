@@ -20,9 +20,7 @@ def dearer(seconds=None, *, ppm=2_000_000, version=2, **more):
     """An H100 weighs so much, from that second on, or at once."""
     first = replace(TARIFFS.weights[0], ppm=ppm)
     since = 0 if seconds is None else at(seconds)
-    return replace(
-        TARIFFS, version=version, weights=(first, *TARIFFS.weights[1:]), effective_from_us=since, **more
-    )
+    return replace(TARIFFS, version=version, weights=(first, *TARIFFS.weights[1:]), effective_from_us=since, **more)
 
 
 def catalogue(seconds=None, *, prices=(), offers=(), without=()):

@@ -46,7 +46,6 @@ class PriceBook:
         found = []
         for at, amount in parts:
             price = self.price(plan, at)
-            if found and found[-1][0] == price:
-                amount += found.pop()[1]
-            found.append((price, amount))
+            before = found.pop()[1] if found and found[-1][0] == price else 0
+            found.append((price, before + amount))
         return found

@@ -108,8 +108,8 @@ def test_what_is_given_back_of_dear_use_leaves_the_cheap_use_of_others_its_own_p
         (201, removed("a.1"), []),
         job="a",
     )
-    dated.must(ClosePeriod(period="p"))
-    assert dated.gate.state.book.accounts["cyd"].receivable_microcny == owed((Fraction(63, 2), 400_000))
+    account = dated.gate.state.book.accounts["cyd"]
+    assert (account.debt_uhs, account.priced) == (100 * 315_000, []), "all that is owed is owed at the price in force"
 
 
 PRICE = (40 * S, 4 * S, 400 * S, 400 * S)
@@ -200,7 +200,13 @@ def test_calls_pay_the_rates_that_were_in_force_when_they_began_whatever_their_r
     dated.must(offer("other", price=None))
     double = (rate(*(2 * each for each in PRICE)),)
     dated.must(priced(tariffs=replace(TARIFFS, version=10, rates=double, effective_from_us=at(100))))
-    told = [call("a", 99, version=1), call("b", 100, version=1), call("c", 99), call("d", 101), call("e", 101, version=2)]
+    told = [
+        call("a", 99, version=1),
+        call("b", 100, version=1),
+        call("c", 99),
+        call("d", 101),
+        call("e", 101, version=2),
+    ]
     paid = pays(dated.at(200), *(replace(each, model="other") for each in told), model="other")
     assert paid == [("a", 1, COST), ("b", 2, 2 * COST), ("c", 1, COST), ("d", 2, 2 * COST), ("e", 2, 2 * COST)]
 
@@ -298,4 +304,3 @@ def test_and_calls_and_purchases_that_were_charged_by_another_date():
     assert story.report().ok
     assert "by the price list" in story.report(moved(1)).problem
     assert "by the price list" in story.report(moved(-1)).problem
-

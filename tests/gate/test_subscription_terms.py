@@ -144,13 +144,14 @@ def test_what_operators_book_for_a_coming_cycle_costs_what_its_subscriber_was_to
     assert costs == [OLD * 1_000_000, NEW * 1_000_000], "the cycles of days 7 and 14"
     assert CATALOGUE.subscription("weekly").price_microcny == OLD * 1_000_000
 
+
 # -- paid through a provider -------------------------------------------------------------------------------------------
 
 
 def renewal(story, day):
     """The payment that is asked for by itself by then, and is paid; for how many CNY, and what it buys."""
     story.at(day * D).do(Tick())
-    asked = [each for each in story.gate.ask(PaymentsOf(account_id="ada"), story.now_us) if each.auto][0]
+    asked = next(each for each in story.gate.ask(PaymentsOf(account_id="ada"), story.now_us) if each.auto)
     story.must(says(payment_id=asked.payment_id, amount=asked.price_microcny))
     return asked.price_microcny // 1_000_000, asked.subscription
 
@@ -180,7 +181,6 @@ def test_what_follows_an_offer_that_ends_is_asked_for_when_it_begins_and_begins_
     assert (record.subscription, record.past_due_at_us) == ("monthly", at(14 * D))
     assert renewal(payer, 14.5) == (400, "monthly")
     assert (record.past_due_at_us, record.started_at_us, record.index) == (None, at(14.5 * D), 0)
-
 
 
 # -- any history of prices ---------------------------------------------------------------------------------------------

@@ -89,7 +89,9 @@ class Calls:
         version = f"rates of version {call['rate_version']} of {call['model']}"
         require(offered is not None, f"in entry {seq} call {name} is charged by {version}, which are not in the export")
         was_over = self.rates.was_over(call["model"], call["rate_version"], call["started_at_us"])
-        require(not was_over, f"in entry {seq} call {name} is charged by {version}, and began when others were in force")
+        require(
+            not was_over, f"in entry {seq} call {name} is charged by {version}, and began when others were in force"
+        )
         rate = (offered or {}).get(call["accelerator"], (offered or {}).get(""))
         require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
         cached, reasoning = call.get("cached_tokens", 0), call.get("reasoning_tokens", 0)

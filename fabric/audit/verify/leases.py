@@ -82,7 +82,6 @@ class Leases:
         require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
         return {_burned(record, span, tariffs["curve"]["points"]) for tariffs in in_force}
 
-
     def _of_its_time(self, name: str, record: dict[str, Any], span: dict[str, Any]) -> list[dict[str, Any]]:
         """The tariffs of a span's version that it may be charged by: what had been announced counts from its date on, and only then."""
         started, first, last = record["started_at_us"], span["from_us"], span["until_us"]
@@ -95,7 +94,9 @@ class Leases:
             for since_us, tariffs in self.tariffs[version]
             if (since_us == begun[-1] if begun else since_us is None or since_us <= started)
         ]
-        require(found, f"{name} is charged from {first} on by tariffs of version {version}, which were not in force then")
+        require(
+            found, f"{name} is charged from {first} on by tariffs of version {version}, which were not in force then"
+        )
         return found
 
 

@@ -45,8 +45,7 @@ class Rates:
     def was_over(self, model: str, version: int, at_us: int) -> bool:
         """Whether a later version had begun by then, on a date that was known."""
         return any(
-            name == model and later > version and since_us <= at_us
-            for (name, later), since_us in self.dated.items()
+            name == model and later > version and since_us <= at_us for (name, later), since_us in self.dated.items()
         )
 
     def offered(self, model: str, version: int) -> Offered | None:
