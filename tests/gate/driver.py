@@ -68,7 +68,7 @@ class Driver(RuleBasedStateMachine):
         self.gate, self.twin = Gate(), None
         self.now, self.latest, self.made = T0, T0, 0
         self.journal, self.decisions = [], []
-        self.money, self.prices = Auditor(self.policy_of, self.price_of), PriceBook(TARIFFS, CATALOGUE)
+        self.money, self.in_force = Auditor(self.policy_of, self.price_of), PriceBook(TARIFFS, CATALOGUE)
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
         self.channel, self.references = "sandbox", {}
         self.meters, self.kinds, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
@@ -85,11 +85,11 @@ class Driver(RuleBasedStateMachine):
     @property
     def tariffs(self):
         """Those in force."""
-        return self.prices.at(self.prices.tariffs, self.latest)
+        return self.in_force.at(self.in_force.tariffs, self.latest)
 
     @property
     def catalogue(self):
-        return self.prices.at(self.prices.catalogues, self.latest)
+        return self.in_force.at(self.in_force.catalogues, self.latest)
 
     @property
     def book(self):
@@ -257,17 +257,17 @@ class Driver(RuleBasedStateMachine):
                 self.tries[job.job_id].unstarted = 0
                 self.meters[name] = Meter(
                     devices=job.spec.devices,
-                    weight_at=self.weight_of(job, self.kinds[name], self.prices.of_lease(self.latest)),
-                    tariffs_at=self.prices.of_lease(self.latest),
+                    weight_at=self.weight_of(job, self.kinds[name], self.in_force.of_lease(self.latest)),
+                    tariffs_at=self.in_force.of_lease(self.latest),
                     started=self.latest,
-                    turns=self.prices.turns,
+                    turns=self.in_force.turns,
                 )
         return dues
 
     def priced(self, name, stood, due):
         """What a meter told is due, by the prices of its time."""
         plan = self.state.accounts[self.state.jobs[name.rpartition(".")[0]].account_id].plan
-        parts = self.prices.together(plan, self.meters[name].taken())
+        parts = self.in_force.together(plan, self.meters[name].taken())
         self.money.uses.setdefault(stood[name][1], []).extend(parts)
         return due
 
@@ -363,7 +363,7 @@ class Driver(RuleBasedStateMachine):
         meter, job = self.meters[record.lease.lease_id], self.state.jobs[record.lease.job_id]
         at, worst = meter.started + meter.metered, Fraction(0)
         while at < deadline_us:
-            until = min(deadline_us, at - at % HOUR + HOUR, *(turn for turn in self.prices.turns() if turn > at))
+            until = min(deadline_us, at - at % HOUR + HOUR, *(turn for turn in self.in_force.turns() if turn > at))
             peak = Fraction(meter.tariffs_at(at).curve.points[-1][1], PPM)
             worst += (until - at) * meter.devices * Fraction(meter.weight_at(at), PPM) * peak
             at = until

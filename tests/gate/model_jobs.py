@@ -121,7 +121,7 @@ class JobRules(Driver):
         worst = max(
             tariffs.weight_ppm(name, service=wanted.service, operator="op", tier=plan, at_us=hour * 3_600 * S)
             * tariffs.curve.points[-1][1]
-            for tariffs in self.prices.known(self.latest, self.latest + duration)
+            for tariffs in self.in_force.known(self.latest, self.latest + duration)
             for name in wanted.accelerators or tariffs.accelerators
             for hour in range(24)
         )

@@ -220,8 +220,8 @@ class MoneyRules(Driver):
         assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"
         if bad is None:
             self.channel, now = channel, self.latest
-            self.prices.say(self.prices.tariffs, tariffs, now=now, since=since.get("tariffs", now))
-            self.prices.say(self.prices.catalogues, catalogue, now=now, since=since.get("catalogue", now))
+            self.in_force.say(self.in_force.tariffs, tariffs, now=now, since=since.get("tariffs", now))
+            self.in_force.say(self.in_force.catalogues, catalogue, now=now, since=since.get("catalogue", now))
 
     @rule(sure=st.sampled_from([False, False, False, True]))
     def close_period(self, sure):

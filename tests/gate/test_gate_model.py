@@ -222,7 +222,7 @@ class GateMachine(MoneyRules, LimitRules, PaymentRules, TagRules, HoldRules, Job
 
     def settled_clock(self):
         """Whether prices stand as they stood when tokens were last looked for."""
-        return self.tariffs is TARIFFS and self.prices.tariffs[-1][0] <= self.latest
+        return self.tariffs is TARIFFS and self.in_force.tariffs[-1][0] <= self.latest
 
     @invariant()
     def what_is_outstanding_is_said_again(self):
