@@ -158,6 +158,14 @@ class MoneyRules(Driver):
         transfers = [each for decision in self.decisions for each in decision.transfers if each.kind == "invoice"]
         assert self.book.invoices_made == sum(any(leg.asset == "CNY" for leg in each.postings) for each in transfers)
 
+    @invariant()
+    def what_is_owed_has_the_price_of_its_time(self):
+        for account in ACCOUNTS if self.journal else ():
+            booked, today = self.book.accounts[account], self.price_of(account)
+            earlier = sum(each.amount_uhs * (each.microcny_per_ct - today) for each in booked.priced)
+            owed = [*self.money.at_price[account], self.money.at_todays(account)]
+            assert booked.debt_uhs * today + earlier == sum(price * amount for price, amount in owed)
+
     def entitled(self, account):
         """What bundles gave besides tokens and is still good: a purchase lets go of what isn't."""
         given = self.state.accounts[account].entitlements
