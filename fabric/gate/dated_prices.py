@@ -12,7 +12,7 @@ from fabric import versions
 from fabric.charging.catalogue import Catalogue, Mode
 from fabric.charging.plans import DAY_US
 from fabric.charging.tariffs import Tariffs
-from fabric.gate import burning, deadlines, models, notices, prices_then, refusals, subscription_terms, treasury
+from fabric.gate import burning, deadlines, models, notices, prices_then, refusals, subscription_terms
 from fabric.gate.core import Core
 from fabric.gate.events import Configure
 from fabric.gate.instructions import Refusal
@@ -85,8 +85,6 @@ def take_effect(core: Core) -> None:
     """The moment has come of what is announced first."""
     state, first = core.state, core.state.announced.pop(0)
     _begin(core, first.tariffs or core.tariffs, first.catalogue or core.catalogue, dated_us=first.since_us)
-    for account_id in core.subscribed_by:
-        treasury.set_spending(core, account_id)
     begun = [] if first.tariffs is None else [f"tariffs {first.tariffs.version}"]
     begun += [] if first.catalogue is None else [f"catalogue {first.catalogue.version}"]
     text = f"{' and '.join(begun)}, as was announced; {len(state.announced)} more to come"

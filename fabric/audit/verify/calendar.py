@@ -10,7 +10,7 @@ class Calendar:
     """Of what `configure` says, each of its two sets of prices has a date of its own, and what was said last counts."""
 
     def __init__(self) -> None:
-        self.rules = _BY_HAND
+        self.rules = 0
         self.now: dict[str, Any] = {}
         self.coming: list[tuple[int, str, Any]] = []  # from when on, which set, and what it says
 
