@@ -203,7 +203,7 @@ class Driver(RuleBasedStateMachine):
                 terms_of=lambda lot_id: self.book.lots[lot_id].terms,
             )
             if self.money.owes(transfer.account_id) < owed:
-                assert transfer.kind in ("payment", "repay", "refund"), f"forgiven: {transfer}"
+                assert transfer.kind in ("payment", "repay", "refund", "credit_note"), f"forgiven: {transfer}"
             if transfer.kind == "capture":
                 captured[transfer.ref] += transfer.postings[-1].amount
                 if not self.money.holds[transfer.ref].held:

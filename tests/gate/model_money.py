@@ -163,7 +163,7 @@ class MoneyRules(Driver):
         for account in ACCOUNTS if self.journal else ():
             booked, today = self.book.accounts[account], self.price_of(account)
             earlier = sum(each.amount_uhs * (each.microcny_per_ct - today) for each in booked.priced)
-            owed = [*self.money.at_price[account], self.money.at_todays(account)]
+            owed = self.money.owed(account)
             assert booked.debt_uhs * today + earlier == sum(price * amount for price, amount in owed)
 
     def entitled(self, account):

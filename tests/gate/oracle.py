@@ -333,8 +333,7 @@ class Auditor(Debts):
     def _invoice(self, transfer, amounts, use_of, terms_of):
         account, debt = transfer.account_id, amounts["debt"]
         assert debt == self.debt[account]
-        owed = [*self.at_price[account], self.at_todays(account)]
-        exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in owed)
+        exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in self.owed(account))
         (price,) = [leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"] or (0,)
         rounding = sum(leg.amount for leg in transfer.postings if leg.account == "op/op/rounding")
         assert price == (max(round(exact / 10_000), 1) * 10_000 if exact else 0), "in whole fen, rounded once"

@@ -14,6 +14,11 @@ class Debts:
         self.fresh[account] = price, amount
         return price, amount
 
+    def owed(self, account):
+        """All that is owed, each part at its price: the price in force is looked at first, for what is no longer used at it moves."""
+        todays = self.at_todays(account)
+        return [*self.at_price[account], todays]
+
     def owe(self, account, amount, price=None, ref=""):
         """Used on credit: at the price of its time, where that isn't the one in force."""
         if amount:

@@ -29,16 +29,15 @@ from fabric.ledger import Service
 from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
-from tests.gate.model_jobs import ClusterRules, JobRules
+from tests.gate.model_credit import CreditRules
 from tests.gate.model_limits import LimitRules
-from tests.gate.model_money import HoldRules, MoneyRules
 from tests.gate.model_payments import PaymentRules
 from tests.gate.model_tags import TagRules
 from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
-class GateMachine(MoneyRules, LimitRules, PaymentRules, TagRules, HoldRules, JobRules, ClusterRules):
+class GateMachine(CreditRules, LimitRules, PaymentRules, TagRules):
     """What may happen, and what the answer must be."""
 
     hard_on_accounts = False
@@ -273,6 +272,17 @@ class GateMachine(MoneyRules, LimitRules, PaymentRules, TagRules, HoldRules, Job
             leaves += [each.leaf for each in entries_of(len(leaves), at_us=at_us, event=event, decision=decision)]
         report = verify_export(whole_export(leaves), trusted_key=str(SIGNER.verifier))
         assert report.ok, report
+
+
+@pytest.mark.parametrize("later", [None, 5])
+def test_what_is_used_on_credit_under_two_prices_is_within_the_models_reach(later):
+    machine = GateMachine()
+    machine.open_for_business(seconds=0, credit=500 * S)
+    machine.owe(before=60, after=60, dear=True, later=later, seconds=300, ends=False)
+    prices = [each.microcny_per_ct for each in machine.book.accounts["cyd"].priced]
+    assert (prices, machine.money.debt["cyd"] > 0) == ([400_000], True)
+    machine.what_is_owed_has_the_price_of_its_time()
+    machine.teardown()
 
 
 TestTheWholeCore = GateMachine.TestCase
