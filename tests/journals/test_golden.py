@@ -1,5 +1,6 @@
 """The journals of every release: this version opens them, and decides what is in them as it was decided."""
 
+import copy
 import json
 from typing import get_args
 
@@ -162,14 +163,74 @@ async def test_every_event_still_tells_the_cluster_to_do_the_same(release, tmp_p
 # -- what may change only with a number --------------------------------------------------------------------------------
 
 
-def test_events_look_otherwise_only_under_newer_rules():
-    if about(NEWEST)["rules"] == versions.RULES:
-        assert schema_of(AnyEvent) == (NEWEST / "events.json").read_bytes(), REMEDY
+def test_the_release_in_the_making_has_a_journal_of_what_this_version_decides_and_writes():
+    """An older one would leave what is new untried, and say nothing of it."""
+    made = RELEASES[-1]
+    assert about(made) == {"release": made.name, "rules": versions.RULES, "format": versions.FORMAT}, (
+        "run `make golden`"
+    )
+    assert schema_of(AnyEvent) == (made / "events.json").read_bytes(), REMEDY
+    assert schema_of(GateState) == (made / "state.json").read_bytes(), REMEDY
 
 
-def test_the_state_looks_otherwise_only_in_another_format():
-    if about(NEWEST)["format"] == versions.FORMAT:
-        assert schema_of(GateState) == (NEWEST / "state.json").read_bytes(), REMEDY
+@every_release
+def test_events_that_a_release_wrote_say_what_they_said_then(release):
+    then, now = json.loads((release / "events.json").read_bytes()), json.loads(schema_of(AnyEvent))
+    assert unread(then, now) == []
+
+
+def unread(then, now, path=""):
+    """Where something that was written then isn't read now as it was then."""
+    if "anyOf" in now and "anyOf" not in then:
+        return min((unread(then, each, path) for each in now["anyOf"]), key=len)
+    found = []
+    for word, was in then.items():
+        at, will = f"{path}/{word}", now.get(word)
+        match word:
+            case "$defs" | "properties":
+                found += [f"{at}/{name}" for name in was if name not in (will or {})]
+                found += [
+                    each
+                    for name in was
+                    if name in (will or {})
+                    for each in unread(was[name], will[name], f"{at}/{name}")
+                ]
+            case "anyOf":
+                found += [
+                    each for one in was for each in min((unread(one, other, at) for other in will or [now]), key=len)
+                ]
+            case "prefixItems":
+                found += [each for one, other in zip(was, will or (), strict=False) for each in unread(one, other, at)]
+                found += [at] if len(will or ()) < len(was) else []
+            case "items" | "additionalProperties" if isinstance(was, dict) and isinstance(will, dict):
+                found += unread(was, will, at)
+            case "enum":
+                found += [at] if set(was) - set(will or ()) else []
+            case "maxItems":
+                found += [at] if will is not None and will < was else []
+            case "required" | "minItems":
+                pass  # what is asked for now is looked at below
+            case _:
+                found += [at] if will != was else []
+    found += [f"{path}/required/{name}" for name in now.get("required", ()) if name not in then.get("required", ())]
+    return found + ([f"{path}/minItems"] if now.get("minItems", 0) > then.get("minItems", 0) else [])
+
+
+def test_a_field_that_goes_turns_or_is_suddenly_asked_for_is_found():
+    now = json.loads(schema_of(AnyEvent))
+    for change, where in (
+        (lambda top_up: top_up["properties"].pop("amount_uhs"), "properties/amount_uhs"),
+        (lambda top_up: top_up["required"].append("channel"), "required/channel"),
+        (lambda top_up: top_up["properties"]["amount_uhs"].update(type="string"), "properties/amount_uhs/type"),
+        (lambda top_up: top_up["properties"]["channel"].update(default="other"), "properties/channel/default"),
+    ):
+        other = copy.deepcopy(now)
+        change(other["$defs"]["TopUp"])
+        assert unread(now, other) == [f"/$defs/TopUp/{where}"]
+    more = copy.deepcopy(now)
+    more["$defs"]["TopUp"]["properties"]["new"] = {"type": "integer", "default": 0}
+    more["$defs"]["Overflow"]["enum"].append("new")
+    assert unread(now, more) == []
 
 
 def test_numbers_only_grow_and_each_says_since_when():
