@@ -68,11 +68,10 @@ def _let_prices_begin(core: Core) -> bool:
     """Whether any that were announced have. What is due of invoices before is done by the terms of before."""
     now_us, have_begun = core.now_us, False
     while (since_us := dated_prices.due_us(core)) is not None and since_us <= now_us:
-        core.now_us = since_us - 1
-        invoices.follow(core)
+        invoices.follow(core, until_us=since_us - 1)
         core.now_us, have_begun = since_us, True
         dated_prices.take_effect(core)
-    core.now_us = now_us
+        core.now_us = now_us
     return have_begun
 
 

@@ -90,13 +90,19 @@ def issue(core: Core, account_id: AccountId, *, period: str) -> None:
         notices.tell(core, account_id, "invoice", invoice_id, f"number {made + 1}, of {format_cny(price)} CNY")
 
 
-def follow(core: Core) -> None:
-    """Do what is due about overdue invoices, each thing dated when it fell due."""
-    if core.dunning_due_us is None or core.dunning_due_us > core.now_us:
+def follow(core: Core, *, until_us: int | None = None) -> None:
+    """Do what is due about overdue invoices, each thing dated when it fell due.
+
+    Args:
+        core: whose.
+        until_us: what fell due by then; None = by now. Whoever runs is given time to save from now on, in either case.
+    """
+    until_us = core.now_us if until_us is None else until_us
+    if core.dunning_due_us is None or core.dunning_due_us > until_us:
         return
     for account_id, account in core.book.accounts.items():
         for invoice in account.invoices:
-            while (step := core.dunning_step(account_id, invoice)) is not None and step.at_us <= core.now_us:
+            while (step := core.dunning_step(account_id, invoice)) is not None and step.at_us <= until_us:
                 _take(core, AccountId(account_id), account, invoice, step)
     core.note_dunning()
 

@@ -154,8 +154,7 @@ class GateActor:
         said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments, prices.policy)
         if (*said_last(state), state.operator, state.payments, state.filed) == said:
             return Accepted()
-        (outcome,) = await self._writer.submit([prices])
-        return outcome
+        return (await self._writer.submit([prices]))[0]
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         """Hand events in; the answers come when they are durable."""

@@ -193,6 +193,20 @@ def test_an_overdue_account_is_parked_with_a_checkpoint_and_goes_on_when_it_has_
     assert strict.after(60).gate.state.accounts["dan"].standing == "open"
 
 
+def test_who_is_parked_by_the_terms_of_before_a_date_has_the_whole_grace_however_late_that_is_seen(strict):
+    """The date comes five seconds after its account is to be parked, and the gate looks half a minute later."""
+    prices = on(msgspec.structs.replace(STRICT, park_days=20))
+    begins = {"effective_from_us": T0 + 3 * DAY + 5 * S, "version": 2}
+    strict.do(msgspec.structs.replace(prices, catalogue=msgspec.structs.replace(prices.catalogue, **begins)))
+    strict.now += 65 * S
+    strict.do(Tick())
+    assert strict.heard()[-1] == "account_suspended"
+    assert strict.asked[-1] == "StopLease"
+    assert strict.gate.state.leases["j.1"].deadline_us == strict.now + spec().grace_us
+    strict.do(Tick())
+    assert strict.asked[-1] == "StopLease", "it may save"
+
+
 def test_a_credit_note_opens_a_parked_account_too(strict):
     strict.after(1)
     (invoice,) = strict.balance().invoices
