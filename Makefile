@@ -46,7 +46,7 @@ slow: setup ## Write tests/slow.txt anew, which `make check` leaves out and by w
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.client -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints -p fabric.audit.verify -p fabric.audit.witness \
-	$(addprefix -m fabric.,accelerators context context.job errors extras parcels progress units versions visible audit.one_file audit.signing) -m fabric
+	$(addprefix -m fabric.,accelerators context context.job errors extras parcels progress units versions visible audit.one_file audit.signing focus.columns focus.rules) -m fabric
 
 lint: style types contracts ## Check style, types and the direction of imports, as the pre-commit hooks do
 
