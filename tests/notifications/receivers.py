@@ -16,15 +16,14 @@ from fabric.notifications.webhooks import Sender
 
 S = 1_000_000
 NOW = round(time.time()) * S
-"""The official library takes nothing older than five minutes."""
 LOCAL = networks(["127.0.0.0/8"])
 SECRET, OLDER = secret_of(b"n" * 32), secret_of(b"o" * 32)
 
 
 class Clock:
-    def __init__(self):
-        import time
+    """Begins when a test does: the official library takes nothing that was signed more than five minutes ago."""
 
+    def __init__(self):
         self.us = round(time.time()) * S
 
     def now_us(self):
@@ -35,7 +34,7 @@ class Receiver:
     """A server of a customer's, which answers as it is told and keeps what it gets."""
 
     def __init__(self):
-        self.got, self.answers, self.crash = [], [], []
+        self.got, self.answers = [], []
         self.port = 0
 
     async def hear(self, request):
