@@ -239,7 +239,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         )
 
     def _bands(self) -> tuple[tuple[int, int], ...]:
-        return tuple((band.device_us, band.busy_us) for band in self.meter.bands)
+        return tuple([(band.device_us, band.busy_us) for band in self.meter.bands])
 
     def absorb(self, amount_uhs: int) -> None:
         """So much of what was charged could not be captured: the operator's loss, and off the customer's bill."""
@@ -352,7 +352,9 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
 
     def _note(self, window_us: int, busy_us: int, due_uhs: int) -> None:
         self.busy_us += busy_us
-        self.recent.append(Window(window_us, busy_us, due_uhs))
-        seen_us = sum(window.window_us for window in self.recent)
-        while seen_us - self.recent[0].window_us >= RECENT_US:
-            seen_us -= self.recent.pop(0).window_us
+        recent = self.recent
+        recent.append(Window(window_us, busy_us, due_uhs))
+        if len(recent) > 1:
+            seen_us = sum([window.window_us for window in recent])
+            while seen_us - recent[0].window_us >= RECENT_US:
+                seen_us -= recent.pop(0).window_us

@@ -103,8 +103,10 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
     ended = str(record.outcome) if record.outcome else ""
-    whose = keys.worked_for(core, job.key_id or "", account_id=job.account_id)
-    closed = replace(session.close(ended=ended, at_us=record.ended_at_us), tags=job.spec.tags, **whose)
+    closed = session.close(ended=ended, at_us=record.ended_at_us)
+    if job.key_id or job.spec.tags:
+        whose = keys.worked_for(core, job.key_id or "", account_id=job.account_id)
+        closed = replace(closed, tags=job.spec.tags, **whose)
     core.records.append(closed)
     job.ran_us += record.ended_at_us - record.started_at_us
     return closed

@@ -26,20 +26,23 @@ def check(core: Core) -> None:
     core.watch.check(lambda lease_id: due_us(core, leases[lease_id]))
 
 
-def note(core: Core, record: LeaseRecord) -> None:
-    """What is due of the lease may be earlier than it was."""
-    core.watch.note(record.lease.lease_id, due_us(core, record))
+def note(core: Core, record: LeaseRecord, *, runs_low_us: int | None = None) -> None:
+    """What is due of the lease may be earlier than it was. `runs_low_us`: as in `due_us`."""
+    core.watch.note(record.lease.lease_id, due_us(core, record, runs_low_us=runs_low_us))
 
 
-def due_us(core: Core, record: LeaseRecord) -> int | None:
-    """When `leases.overdue` next has something to do for this lease; None if never by time alone."""
+def due_us(core: Core, record: LeaseRecord, *, runs_low_us: int | None = None) -> int | None:
+    """When `leases.overdue` next has something to do for this lease; None if never by time alone. `runs_low_us`: when its tokens run
+    low as long as it runs, where that was just asked; None = it is asked here.
+    """
     if record.state == "stopping":
         return record.deadline_us
     if record.state != "running" or record.started_at_us is None:
         return None
     job = core.state.jobs[record.lease.job_id]
     metered_us = core.state.sessions[record.lease.lease_id].metered_us
-    runs_low_us = holds.runs_low_us(core, job, record)
+    if runs_low_us is None:
+        runs_low_us = holds.runs_low_us(core, job, record)
     silent_us = record.started_at_us + metered_us + core.silence_us + 1
     if job.spec.time_limit_us is None:
         return min(runs_low_us, silent_us)

@@ -77,8 +77,7 @@ def started(core: Core, event: LeaseStarted) -> None:
     core.state.sessions[event.lease_id] = burning.opened(core, job, record)
     core.planner.note_started(job.job_id, now_us=core.now_us)
     core.move(job, Trigger.STARTED, reason=notice.short(core, job) if job.saves_us else "")
-    watch_runway(core, record)
-    deadlines.note(core, record)
+    deadlines.note(core, record, runs_low_us=watch_runway(core, record))
 
 
 def metered(core: Core, event: Metered) -> None:
@@ -88,20 +87,22 @@ def metered(core: Core, event: Metered) -> None:
         if record is None or record.started_at_us is None:
             continue
         burning.charge_sample(core, record, sample)
-        watch_runway(core, record)
+        runs_low_us = watch_runway(core, record)
         _watch_idleness(core, record, sample)
-        deadlines.note(core, record)
+        deadlines.note(core, record, runs_low_us=runs_low_us)
 
 
-def watch_runway(core: Core, record: LeaseRecord) -> None:
-    """Ask for more, or ask the job to checkpoint while what is held still covers its grace."""
+def watch_runway(core: Core, record: LeaseRecord) -> int | None:
+    """Ask for more, or ask the job to checkpoint while what is held still covers its grace; when that is, if it runs."""
     if record.state != "running":
-        return
+        return None
     job = core.state.jobs[record.lease.job_id]
     holds.renew(core, job)
-    if core.now_us >= holds.runs_low_us(core, job, record):
+    runs_low_us = holds.runs_low_us(core, job, record)
+    if core.now_us >= runs_low_us:
         at_limit = job.burned_uhs + job.held_uhs >= job.limit_uhs
         stop(core, record, StopReason.LIMIT_REACHED if at_limit else limits.lacking(core, job))
+    return runs_low_us
 
 
 def stop(
@@ -369,8 +370,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         because=placed.because,
     )
     core.watch.add(lease.lease_id)
-    job.lease_id, job.accelerator = lease.lease_id, lease.accelerator
-    job.exit_code = None
+    job.lease_id, job.accelerator, job.exit_code = lease.lease_id, lease.accelerator, None
     stays.placed(job.ran, lease)
     holds.run(core, job)
     core.move(job, Trigger.PLACE, reason=notice.short(core, job) if job.saves_us else "")

@@ -35,6 +35,9 @@ def weight_ppm(core: Core, job: Job, placed: Placed) -> int:
 
 def kinds(lease: Lease) -> tuple[tuple[str, int], ...]:
     """Its types, and how many devices it has of each."""
+    if len(lease.shares) == 1:
+        (share,) = lease.shares
+        return ((share.accelerator or lease.accelerator, share.devices),)
     found: dict[str, int] = {}
     for share in lease.shares:
         kind = share.accelerator or lease.accelerator
