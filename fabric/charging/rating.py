@@ -94,8 +94,8 @@ def hold_for(
     *, devices: int, duration_us: int, weight_ppm: int, curve: BurnCurve, fraction: Fraction | None = None
 ) -> int:
     """The most that so many devices can burn in so long, rounded up: no metering of it ever comes to more."""
-    over, under = fraction or _WHOLE
-    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm * over, _PPM_SQUARED * under)
+    worst = devices * max(duration_us, 0) * weight_ppm * curve.max_ppm
+    return up(worst, _PPM_SQUARED) if fraction is None else up(worst * fraction[0], _PPM_SQUARED * fraction[1])
 
 
 @lru_cache(maxsize=4096)

@@ -45,12 +45,15 @@ def _learn(value: Any) -> Any:
     elif isinstance(value, dict):
         way = _mapping
     _WAYS[kind] = way
-    return value if way is None else way(value)
+    if way is None:
+        _PLAIN.add(kind)
+        return value
+    return way(value)
 
 
 def _sequence(values: Any) -> Any:
     for each in values:
-        if _WAYS.get(type(each), _learn) is not None:
+        if type(each) not in _PLAIN and _WAYS.get(type(each), _learn) is not None:
             return [written(each) for each in values]
     return values
 
@@ -61,6 +64,8 @@ def _mapping(values: dict[Any, Any]) -> dict[Any, Any]:
 
 _WAYS: Final[dict[type, Way | None]] = {str: None, int: None}
 """None = as it is."""
+_PLAIN: Final[set[type]] = {str, int}
+"""Those types."""
 
 
 @cache
@@ -68,14 +73,14 @@ def _reader(kind: Any, but: frozenset[str]) -> Way:
     """What lists a record's tag, and the names and values of those fields that say something, in the order of their names."""
     fields = sorted(msgspec.structs.fields(kind), key=lambda field: field.encode_name)
     fields = [field for field in fields if field.name not in but]
-    names: dict[str, Any] = {"tag": kind.__struct_config__.tag, "written": written}
+    names: dict[str, Any] = {"tag": kind.__struct_config__.tag, "written": written, "plain": _PLAIN}
     lines = ["def read(record):", "    said = [tag]"]
     for at, field in enumerate(fields):
         names[f"name_{at}"], names[f"default_{at}"] = field.encode_name, _default(field)
         lines += [
             f"    value = record.{field.name}",
             f"    if value is not default_{at} and value != default_{at}:",
-            f"        said += (name_{at}, value if type(value) is str else written(value))",
+            f"        said += (name_{at}, value if type(value) in plain else written(value))",
         ]
     exec("\n".join([*lines, "    return said"]), names)  # noqa: S102 - of the names of our own fields, and nothing that anybody says
     read: Way = names["read"]

@@ -180,16 +180,10 @@ class Core:
 
     def note_held(self, job: Job, delta_uhs: int) -> None:
         """It holds so much more, or less."""
-        if not delta_uhs:
-            return
-        held = self.held_by_jobs
-        for whose in (
-            (f"key/{job.key_id}", f"account/{job.account_id}") if job.key_id else (f"account/{job.account_id}",)
-        ):
-            if left_uhs := held.get(whose, 0) + delta_uhs:
-                held[whose] = left_uhs
-            else:
-                del held[whose]
+        if delta_uhs:
+            _note_held(self.held_by_jobs, f"account/{job.account_id}", delta_uhs)
+            if job.key_id:
+                _note_held(self.held_by_jobs, f"key/{job.key_id}", delta_uhs)
 
     def settle(self, job: Job) -> None:
         """Nothing of it is left to be charged."""
@@ -352,6 +346,13 @@ class Core:
         job.revision = self.state.revision
         self.changed.pop(job.job_id, None)  # in the order of their last change
         self.changed[job.job_id] = None
+
+
+def _note_held(held: dict[str, int], whose: str, delta_uhs: int) -> None:
+    if left_uhs := held.get(whose, 0) + delta_uhs:
+        held[whose] = left_uhs
+    else:
+        del held[whose]
 
 
 def _by_account(records: list[SubscriptionRecord]) -> dict[AccountId, list[SubscriptionRecord]]:

@@ -12,6 +12,7 @@ from fabric.gate import limits, prices_then, refusals, standing
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
 from fabric.gate.instructions import Refusal
+from fabric.gate.organisation_state import Standing
 from fabric.gate.state import Job, Key, LeaseRecord
 from fabric.ledger import Refused
 from fabric.ledger.scopes import Use
@@ -68,11 +69,13 @@ def wanted_uhs(core: Core, job: Job) -> int:
 
 def take(core: Core, job: Job) -> Refusal | None:
     """Hold the tokens for the job's next attempts, or say why not. A refusal changes nothing."""
-    if refusal := standing.barred(core, job.account_id):
-        return refusal
+    account = core.state.accounts[job.account_id]
+    if account.standing is not Standing.OPEN:
+        return standing.why(account)
     wanted = wanted_uhs(core, job)
     key = core.state.keys.get(job.key_id) if job.key_id else None
-    if refusal := limits.within(core, job.account_id, job.key_id or "", wanted):
+    has_limits = key is not None or core.state.limits
+    if has_limits and (refusal := limits.within(core, job.account_id, job.key_id or "", wanted)):
         return refusal
     hold_id = f"{job.job_id}#{job.holds + 1}"
     answer = core.book.authorize(
@@ -133,8 +136,9 @@ def within_key(core: Core, job: Job, amount_uhs: int, *, now_us: int) -> int:
 def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:
     """More for the open hold: what was granted, which may be less where a minimum is given."""
     assert job.hold_id is not None
-    if refusal := standing.barred(core, job.account_id):
-        return refusal
+    account = core.state.accounts[job.account_id]
+    if account.standing is not Standing.OPEN:
+        return standing.why(account)
     key = core.state.keys.get(job.key_id) if job.key_id else None
     found = limits.room(core, job.account_id, job.key_id or "")
     if found is not None:
@@ -225,4 +229,5 @@ def _spent(core: Core, job: Job, delta_uhs: int, *, from_us: int, until_us: int)
     if key is not None:
         key.held_uhs -= delta_uhs
         key.spent_uhs += delta_uhs
-    limits.count(core, job.account_id, job.key_id or "", delta_uhs, from_us=from_us, until_us=until_us)
+    if core.state.limits:
+        limits.count(core, job.account_id, job.key_id or "", delta_uhs, from_us=from_us, until_us=until_us)

@@ -38,10 +38,6 @@ def digest_of(event: AnyEvent) -> bytes:
     return digest(event, but=_WHO_ASKS.get(type(event), _ANYWAY))
 
 
-def known_as(account_id: str | None, request_id: str) -> str:
-    return f"{account_id or ''}/{request_id}"
-
-
 def recall(core: Core, name: str, *, now_us: int) -> Answered | None:
     """What was answered to it, if that is remembered."""
     found = core.state.answered.get(name)
@@ -49,7 +45,7 @@ def recall(core: Core, name: str, *, now_us: int) -> Answered | None:
 
 
 def remember(core: Core, name: str, event: AnyEvent, *, outcome: Outcome) -> None:
-    """Remember an answer from now on, and forget those that are old enough."""
+    """Remember an answer from now on, under its account's id and the request's, and forget those that are old enough."""
     if core.now_us >= core.answers_until_us:
         _forget_old(core)
     asked = digest(event, but=_WHO_ASKS.get(type(event), _ANYWAY))

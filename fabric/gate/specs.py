@@ -8,7 +8,7 @@ from fabric.gate.events import JobKind, JobSpec
 from fabric.gate.instructions import Refusal
 from fabric.ledger.scopes import Service
 from fabric.placement.score import PREFERENCES
-from fabric.units import FRACTION_MAX, Fraction, format_fraction
+from fabric.units import AMOUNT_UHS_MAX, FRACTION_MAX, Fraction, format_fraction
 
 NAME_MAX: Final = 200
 DEVICES_MAX: Final = 1_000_000
@@ -28,7 +28,7 @@ def malformed(spec: JobSpec) -> Refusal | None:
         return refusals.invalid(
             f"a job's name has 1 to {NAME_MAX} characters, not {len(spec.name)}: choose another", code="invalid_name"
         )
-    if refusal := refusals.bad_amount("tokens= must be", spec.limit_uhs):
+    if not 0 < spec.limit_uhs <= AMOUNT_UHS_MAX and (refusal := refusals.bad_amount("tokens= must be", spec.limit_uhs)):
         return refusal
     return (
         _bad_gang(spec)

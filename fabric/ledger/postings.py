@@ -82,6 +82,9 @@ def move(  # noqa: PLR0917 - for most transfers there are, and words for each wo
     taken = f"cust/{account_id}/{out_of}"
     given = f"cust/{account_id}/{into}" if into in CUSTOMER else f"op/{ledger.operator}/{into}"
     asset, daybook = ledger.asset, ledger.daybook
+    account = daybook.accounts.get(account_id)
+    if account is not None:
+        account.transfers += 1
     daybook.count += 1
     daybook.pending.append(
         Transfer(
@@ -93,7 +96,7 @@ def move(  # noqa: PLR0917 - for most transfers there are, and words for each wo
             postings=(Posting(taken, asset, -amount_uhs), Posting(given, asset, amount_uhs)),
             lots=lots,
             flags=flags,
-            number=_number(daybook, account_id),
+            number=0 if account is None else account.transfers,
         )
     )
 

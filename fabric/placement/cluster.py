@@ -119,12 +119,12 @@ class Cluster:
 
     def find(self, group: Group, shape: Shape, queued: Queued, *, strictly: bool = True) -> Picks | None:
         """Room for a job. Borrowers leave the headroom, and leave when wanted; `strictly`, they leave what of quotas isn't lent."""
-        if is_divided(group, queued.request):
+        if queued.request.fraction is not None and is_divided(group, queued.request):
             return self._find_fraction(group, queued, strictly=strictly)
         is_all_s = group.owner is None and group.pool != "reserved" and not self.guarantees.types
         if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued, strictly)):
             return None
-        pinned, kept = group.pinned[queued.rank], group.kept_from(queued)
+        pinned, kept = group.pinned[queued.rank], group.kept_from(queued) if group.kept else 0
         avoid = pinned | kept
         if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, avoid)) is not None:
             return picks
@@ -170,7 +170,7 @@ class Cluster:
     def own(self, group: Group, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were free."""
         nodes = self._state.nodes
-        if is_divided(group, running.request):
+        if running.request.fraction is not None and is_divided(group, running.request):
             self._own_fraction(group, running)
             return
         mixed = bool(running.groups)
@@ -179,7 +179,8 @@ class Cluster:
             (self._group_of(node.node) if mixed else group).shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        self.guarantees.note(job_id)
+        if self.guarantees.types:
+            self.guarantees.note(job_id)
         if not mixed:
             group.enter(job_id, running, _devices(running.shares))
             return
@@ -216,7 +217,8 @@ class Cluster:
         running = self._state.running.pop(job_id, None)
         if running is None:
             return None
-        self.guarantees.note(job_id)
+        if self.guarantees.types:
+            self.guarantees.note(job_id)
         nodes, home = self._state.nodes, self.groups[running.group]
         if running.within is not None and not running.is_divided:
             if (name := self.divided.leave(home, running)) is not None:
@@ -231,6 +233,10 @@ class Cluster:
                 self._hand_on(group, node, devices)
             else:
                 group.shift(node, devices)
+        if not mixed:
+            home.leave(job_id, running, _devices(running.shares))
+            home.touched = True
+            return running
         for part, devices in self._parts(running):
             part.leave(job_id, running, devices)
             part.touched = True

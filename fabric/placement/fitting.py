@@ -253,7 +253,8 @@ class Group:
             del self.leaving[job_id]
             self.leaving_devices -= devices
         elif running.preemptible:
-            among = self._class_of(running)
+            is_all_s = self.owner is None and self.pool != "reserved"
+            among = running.rank if is_all_s else self._class_of(running)
             del self.loose[among][job_id]
             self.loose_devices[among] -= devices
         if running.saved_at_us is not None:
