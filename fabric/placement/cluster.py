@@ -179,8 +179,7 @@ class Cluster:
             (self._group_of(node.node) if mixed else group).shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        if self.guarantees.types:
-            self.guarantees.note(job_id)
+        self.guarantees.note(job_id)
         if not mixed:
             group.enter(job_id, running, _devices(running.shares))
             return
@@ -217,8 +216,7 @@ class Cluster:
         running = self._state.running.pop(job_id, None)
         if running is None:
             return None
-        if self.guarantees.types:
-            self.guarantees.note(job_id)
+        self.guarantees.note(job_id)
         nodes, home = self._state.nodes, self.groups[running.group]
         if running.within is not None and not running.is_divided:
             if (name := self.divided.leave(home, running)) is not None:
@@ -233,10 +231,6 @@ class Cluster:
                 self._hand_on(group, node, devices)
             else:
                 group.shift(node, devices)
-        if not mixed:
-            home.leave(job_id, running, _devices(running.shares))
-            home.touched = True
-            return running
         for part, devices in self._parts(running):
             part.leave(job_id, running, devices)
             part.touched = True
