@@ -1,6 +1,5 @@
 """kill -9 amid the saves of ranks that each keep their part: what a session goes on from is all parts of one step, as they were."""
 
-import json
 import random
 import time
 from dataclasses import replace
@@ -11,7 +10,7 @@ from tests.training.gang import crew
 from tests.training.gang.crew import Crew
 from tests.training.gang.test_losses import wait_for
 from tests.training.gang.test_parts import WORLDS, kept
-from tests.training.gang.test_worlds import lines
+from tests.training.gang.test_worlds import lines, lines_of
 from tests.training.gang.work import Order
 
 STEPS = 300
@@ -20,7 +19,7 @@ STEPS = 300
 def resumed_in(folder, *, world):
     """What the ranks of the newest attempt went on from; fewer than all, if some have not said it yet."""
     texts = [(folder / f"rank-{rank}.jsonl") for rank in range(world)]
-    said = [[json.loads(line) for line in text.read_text().splitlines()] if text.exists() else [] for text in texts]
+    said = [lines_of(text) if text.exists() else [] for text in texts]
     found = [[line for line in theirs if "resumed" in line] for theirs in said]
     newest = max(map(len, found))
     return newest, [theirs[-1] for theirs in found if theirs and len(theirs) == newest]

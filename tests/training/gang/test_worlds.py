@@ -16,7 +16,12 @@ SEED = 20_251
 
 
 def lines(folder):
-    return [json.loads(line) for path in folder.glob("rank-*.jsonl") for line in path.read_text().splitlines()]
+    return [line for path in folder.glob("rank-*.jsonl") for line in lines_of(path)]
+
+
+def lines_of(path):
+    """What a rank has noted; who reads while it writes may see the last line half."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def uninterrupted(folder, **options):
