@@ -144,6 +144,11 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         if estimated:
             return self.charge_gap(window_us=charged_us, cuts=cuts)
         busy_us = min(max(busy_us, 0), self.devices * window_us) * charged_us // window_us
+        if not self.terms and not cuts:
+            due_uhs = self.meter.add(devices=self.devices, window_us=charged_us, busy_us=busy_us)
+            self.metered_us += charged_us
+            self._note(charged_us, busy_us, due_uhs)
+            return [Due(self.at_us, due_uhs)]
         dues, done_us = list[Due](), 0
         for piece_us in self._pieces(charged_us, cuts):
             done_us, before_us = done_us + piece_us, done_us
@@ -300,6 +305,15 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     def worst_uhs_per_s(self) -> int:
         """What it burns at most in a second, at any hour and by all prices that are known; at least 1."""
         return max(uhs_per_s for _, uhs_per_s in self._worst())
+
+    def covered(self, held_uhs: int) -> tuple[int, int]:
+        """`covered_until_us`, and what it burns at most in a second until then: asked of every sample."""
+        if self.terms:
+            until_us = self.covered_until_us(held_uhs)
+            return until_us, self.worst_by(until_us)
+        meter = self.meter
+        worst = worst_per_s(self.devices, meter.weight_ppm, meter.curve.max_ppm, meter.fraction)
+        return self.at_us + held_uhs * MICROS_PER_S // worst, worst
 
     def covered_until_us(self, held_uhs: int) -> int:
         """When so much would be used up if it burned at its worst from where it is metered: of prices that begin later, from then."""

@@ -44,6 +44,8 @@ def terms_of(core: Core, job: Job, record: LeaseRecord) -> tuple[Terms, ...]:
     """What a device of the lease weighs, by the clock, from now on: by the prices in force, then by those that are announced."""
     tier = core.state.accounts[job.account_id].plan
     kinds, service = mixture.kinds(record.lease), str(job.spec.service)
+    if not core.coming:
+        return (core.prices.terms(kinds, service=service, tier=tier, since_us=core.now_us, alone=True),)
     lists = [(core.now_us, core.prices), *core.coming]
     return tuple([prices.terms(kinds, service=service, tier=tier, since_us=since_us) for since_us, prices in lists])
 
@@ -120,6 +122,8 @@ def _charge_gap(core: Core, record: LeaseRecord, session: ChargingSession, windo
 
 def _cuts(core: Core, session: ChargingSession) -> tuple[int, ...]:
     """Where a token began to cost something else, in what isn't metered yet."""
+    if not core.state.plan_prices:
+        return ()
     return prices_then.turns(core, AccountId(session.account_id), after_us=session.at_us, until_us=core.now_us)
 
 

@@ -41,8 +41,9 @@ def let_time_pass(core: Core, *, most: int | None = None) -> bool:
         core: whose time.
         most: so many things at most; where more is due, the core says that it is behind. None = all that is due.
     """
-    now_us, prices_began = core.now_us, _let_prices_begin(core)
-    is_due = any(due_us is not None and due_us <= now_us for due_us in (core.renewal_due_us, core.dunning_due_us))
+    now_us, prices_began = core.now_us, bool(core.state.announced) and _let_prices_begin(core)
+    dunning_us, renewal_us = core.dunning_due_us, core.renewal_due_us if core.renewals else None
+    is_due = (dunning_us is not None and dunning_us <= now_us) or (renewal_us is not None and renewal_us <= now_us)
     if not is_due and not core.book.is_due(now_us):
         return prices_began
     left = subscriptions.renew(core, most=most)

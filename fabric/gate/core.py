@@ -68,6 +68,7 @@ class Core:
         "planner",
         "plans",
         "price_list",
+        "prices",
         "records",
         "renewals",
         "replan",
@@ -96,6 +97,8 @@ class Core:
         self.replan = False
         """Whether who waits or what is free has changed: the planner is asked once, when all is said."""
         self.price_list: PriceList | None = None
+        self.prices: PriceList
+        """The same, once the gate is configured, as it is before anything is sold."""
         self.coming: list[tuple[int, PriceList]] = []
         """Tariffs that are announced, and from when on they hold: derived."""
         self.behind = False
@@ -236,11 +239,6 @@ class Core:
             noted(job.timeline, self._moment(job))
         self.touch(job)
 
-    @property
-    def prices(self) -> PriceList:
-        assert self.price_list is not None, "the gate is configured before anything is sold"
-        return self.price_list
-
     def prices_until(self, until_us: int) -> list[PriceList]:
         """Those in force, and those that are announced to begin before a moment."""
         return [self.prices, *(each for since_us, each in self.coming if since_us < until_us)]
@@ -274,7 +272,9 @@ class Core:
         """Tariffs and catalogue were set, or announced."""
         tariffs, catalogue = self.state.tariffs, self.state.catalogue
         operator = self.state.operator
-        self.price_list = None if tariffs is None else PriceList(tariffs, operator=operator)
+        self.price_list = None
+        if tariffs is not None:
+            self.price_list = self.prices = PriceList(tariffs, operator=operator)
         self.coming = [
             (each.since_us, PriceList(each.tariffs, operator=operator))
             for each in self.state.announced

@@ -32,6 +32,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "replan": EVENT,
         "silence_us": FIXED,
         "price_list": "tariffs and operator: made anew by `note_prices` when they are set",
+        "prices": "the same",
         "coming": "announced tariffs and operator: made anew by `note_prices` when these change",
         "plans": "the catalogue: made anew by `note_prices` when it is set",
         "behind": EVENT,

@@ -13,6 +13,7 @@ from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
 from fabric.gate.instructions import Refusal
 from fabric.gate.organisation_state import Standing
+from fabric.gate.prices import PriceList
 from fabric.gate.state import Job, Key, LeaseRecord
 from fabric.ledger import Refused
 from fabric.ledger.scopes import Use
@@ -34,16 +35,21 @@ def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
     """The most that the job can burn in so long on the dearest of the types it accepts, at the dearest hour and by the dearest prices
     that are known to begin meanwhile.
     """
+    now = _worst_uhs(core, job, core.prices, duration_us=duration_us)
+    if not core.coming:
+        return now
+    later = core.prices_until(core.now_us + duration_us)[1:]
+    return max([now, *[_worst_uhs(core, job, prices, duration_us=duration_us) for prices in later]])
+
+
+def _worst_uhs(core: Core, job: Job, prices: PriceList, *, duration_us: int) -> int:
     spec, plan = job.spec, core.state.accounts[job.account_id].plan
-    return max(
-        hold_for(
-            devices=spec.devices,
-            duration_us=duration_us,
-            weight_ppm=prices.worst_ppm(spec.accelerators, service=spec.service, tier=plan),
-            curve=prices.curve,
-            fraction=spec.fraction,
-        )
-        for prices in core.prices_until(core.now_us + duration_us)
+    return hold_for(
+        devices=spec.devices,
+        duration_us=duration_us,
+        weight_ppm=prices.worst_ppm(spec.accelerators, service=spec.service, tier=plan),
+        curve=prices.curve,
+        fraction=spec.fraction,
     )
 
 
@@ -156,10 +162,12 @@ def capture(core: Core, job: Job, amount_uhs: int, *, from_us: int, until_us: in
     """Take what was burned between two moments off the hold: at most what is held. What was captured."""
     if amount_uhs <= 0 or job.hold_id is None:
         return 0
-    owed_uhs = core.book.accounts[job.account_id].debt_uhs
+    account = core.book.accounts[job.account_id]
+    owed_uhs = account.debt_uhs
     captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
-    prices_then.note_debt(core, job.account_id, [(captured, from_us)], owed_uhs=owed_uhs)
-    prices_then.note_on_credit(core, job, from_us=from_us, owed_uhs=owed_uhs)
+    if account.debt_uhs > owed_uhs:
+        prices_then.note_debt(core, job.account_id, [(captured, from_us)], owed_uhs=owed_uhs)
+        prices_then.note_on_credit(core, job, from_us=from_us, owed_uhs=owed_uhs)
     _spent(core, job, captured, from_us=from_us, until_us=until_us)
     return captured
 
@@ -196,8 +204,7 @@ def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
 
 def runs_low_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the job is asked to checkpoint: before its hold is empty by its grace, but at most by a fifth of its limit."""
-    covered_us = covered_until_us(core, job, record)
-    worst_per_s = core.state.sessions[record.lease.lease_id].worst_by(covered_us)
+    covered_us, worst_per_s = core.state.sessions[record.lease.lease_id].covered(job.held_uhs)
     margin_us = min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
     return covered_us - margin_us
 

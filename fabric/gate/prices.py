@@ -68,8 +68,18 @@ class PriceList:
             found = self._dearest[key] = (name, weights[name])
         return found
 
-    def terms(self, kinds: tuple[tuple[str, int], ...], *, service: str, tier: str, since_us: int) -> Terms:
-        """What a device of a lease weighs by the clock: of several types, each with its devices, the mean of all, rounded down."""
+    def terms(
+        self, kinds: tuple[tuple[str, int], ...], *, service: str, tier: str, since_us: int, alone: bool = False
+    ) -> Terms:
+        """What a device of a lease weighs by the clock: of several types, each with its devices, the mean of all, rounded down.
+
+        Args:
+            kinds: the types, and how many devices there are of each.
+            service: of the lease.
+            tier: its account's plan.
+            since_us: when the terms begin.
+            alone: the lease has no others, so of one weight it asks not since when it holds.
+        """
         key = (kinds, service, tier)
         found = self._terms.get(key)
         if found is None:
@@ -86,7 +96,7 @@ class PriceList:
                 weights=compact(means),
                 utc_offset_minutes=tariffs.utc_offset_minutes,
             )
-        return replace(found, since_us=since_us)
+        return found if alone and len(found.weights) == 1 else replace(found, since_us=since_us)
 
     def worst_ppm(self, types: tuple[str, ...], *, service: str, tier: str) -> int:
         """What a device of the heaviest of these types (() = of all) weighs at its dearest hour."""

@@ -60,6 +60,9 @@ def by_price(core: Core, account_id: AccountId, dues: Iterable[Due], *, from_us:
         dues: the parts, in their order; no price begins within one.
         from_us: when the first begins.
     """
+    if not core.state.plan_prices:
+        parts = list(dues)
+        return parts if len(parts) <= 1 else [Due(parts[-1].until_us, sum(part.uhs for part in parts))]
     found: list[Due] = []
     price: int | None = None
     for due in dues:
