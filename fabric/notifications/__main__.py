@@ -1,16 +1,13 @@
 """The process that tells: follows the journal that its standard input names, and delivers, until that ends."""
 
 import asyncio
-import os
-import sys
-import threading
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from fabric import logs
 from fabric.clock import SteadyClock
+from fabric.journal.follower_process import follow_as_told
 from fabric.journal.followers import Follower
 from fabric.notifications.addresses import networks
 from fabric.notifications.chats import Ways
@@ -25,19 +22,8 @@ NICENESS: Final = 10
 TIME_PASSES_S: Final = 60.0
 
 
-def main() -> None:
-    """Be told what to follow, and follow it."""
-    logs.begin()
-    with suppress(OSError):
-        os.nice(NICENESS)
-    told = sys.stdin.buffer.readline()
-    if not told:
-        return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    asyncio.run(_tell(msgspec.json.decode(told, type=Task)))
-
-
-async def _tell(task: Task) -> None:
+async def _tell(told: bytes) -> None:
+    task = msgspec.json.decode(told, type=Task)
     now_us = SteadyClock().now_us
     store = open_store(task.place)
     watcher = Watcher(task.place.journal(), store, now_us=now_us)
@@ -56,11 +42,5 @@ async def _watch_time(watcher: Watcher) -> None:
             await watcher.time_passes()
 
 
-def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
-        pass
-    os._exit(0)  # at once: all that is kept is in transactions
-
-
 if __name__ == "__main__":
-    main()
+    follow_as_told(_tell, niceness=NICENESS)
